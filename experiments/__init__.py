@@ -1,0 +1,1 @@
+"""Programs, one file each: `python -m experiments.<program> --config=configs/<system>.py`."""

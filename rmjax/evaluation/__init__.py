@@ -1,0 +1,1 @@
+"""What a reward model is worth: accuracy, calibration, length bias."""

@@ -1,0 +1,1 @@
+"""Mesh and sharding rules, train state, the one step, checkpoints and metrics."""

@@ -1,0 +1,1 @@
+"""Small closed worlds with a known gold reward, where claims are tested."""
