@@ -8,10 +8,12 @@ import dataclasses
 
 import numpy as np
 
+from rmjax.errors import InputError
+
 Messages = Sequence[Mapping[str, str]]  # {'role': 'user' | 'assistant' | 'system', 'content': text}
 
 
-class BadRecord(ValueError):
+class BadRecord(InputError):
   """A row that cannot be used. The message is one line: file, line, column, reason."""
 
 

@@ -1,0 +1,39 @@
+"""What all programs share: flags in, one clear line and a non-zero exit code on bad input."""
+
+from collections.abc import Callable
+import os
+import sys
+
+from absl import app, flags
+
+from rmjax.errors import InputError
+
+
+def run(main: Callable[[], None]) -> None:
+  """Parses the command line and runs `main`; ends the process with its exit code.
+
+  0: done. 1: bad input, no room on the disk, or a loss that is not finite; one line on stderr says what and how to mend it.
+  143 (128 + SIGTERM): preempted and saved. Anything else is a bug and shows its traceback.
+  """
+  from rmjax.training.loop import Diverged, Preempted  # after flags, so that --help is quick
+
+  try:
+    sys.argv = flags.FLAGS(sys.argv)
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as e:  # ml_collections lets its own through
+    _exit(1, f'error: {_one_line(e)}')
+  try:
+    app.run(lambda _: main())
+  except (InputError, Diverged, OSError) as e:
+    _exit(1, f'error: {_one_line(e)}')
+  except Preempted as e:
+    _exit(143, str(e))
+
+
+def _one_line(e: Exception) -> str:
+  text = ' '.join(str(e).split())
+  return text if isinstance(e, (InputError, RuntimeError, flags.Error)) else f'{type(e).__name__}: {text}'
+
+
+def _exit(code: int, line: str) -> None:
+  print(line, file=sys.stderr, flush=True)
+  os._exit(code)  # writer threads of a failed save would wait for ever

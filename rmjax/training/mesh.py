@@ -1,0 +1,94 @@
+"""The device mesh, and which of its axes each logical dimension is laid along."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from rmjax.errors import InputError
+
+AXES = ('data', 'fsdp', 'tensor', 'sequence')
+
+# Logical dimension -> mesh axes. Batches are split over data and fsdp; fsdp also splits every parameter along `embed`, tensor along the rest.
+RULES = (
+  ('batch', ('data', 'fsdp')),
+  ('length', 'sequence'),
+  ('vocab', 'tensor'),
+  ('heads', 'tensor'),
+  ('kv_heads', 'tensor'),
+  ('mlp', 'tensor'),
+  ('embed', 'fsdp'),
+  ('layers', None),
+  ('norm', None),
+)
+
+
+def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, sequence: int = 1) -> Mesh:
+  """A mesh over all devices; one axis may be -1, which takes what the others leave.
+
+  Raises:
+    InputError: the sizes do not multiply to the number of devices.
+  """
+  sizes = dict(zip(AXES, (data, fsdp, tensor, sequence), strict=True))
+  count = jax.device_count()
+  free = [axis for axis, size in sizes.items() if size == -1]
+  fixed = math.prod(size for size in sizes.values() if size != -1)
+  if len(free) == 1 and count % fixed == 0:
+    sizes[free[0]] = count // fixed
+  if math.prod(sizes.values()) != count or min(sizes.values()) < 1:
+    shape = ' x '.join(f'{axis} {size}' for axis, size in sizes.items())
+    raise InputError(f'mesh {shape} does not fit {count} devices: set one of config.mesh.* to -1, or make their product {count}')
+  # Auto axes: under Explicit ones, JAX's default, Linen's logical constraints fail.
+  return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def check_fits(mesh: Mesh, *, rows: int, accumulate: int, length: int, decoder: Any) -> None:
+  """Refuses a batch or a network that the mesh cannot split evenly.
+
+  Args:
+    mesh: from `make_mesh`.
+    rows: R of the global batch.
+    accumulate: micro-batches that the rows are cut into.
+    length: T.
+    decoder: a `DecoderConfig`.
+
+  Raises:
+    InputError: names the dimension, the axis and the setting to change.
+  """
+  ways = mesh.shape['data'] * mesh.shape['fsdp']
+  checks = (
+    ('train.rows', rows, 'train.accumulate', accumulate),
+    ('train.rows / train.accumulate', rows // accumulate, 'mesh.data x mesh.fsdp', ways),
+    ('train.length', length, 'mesh.sequence', mesh.shape['sequence']),
+    ('hidden_size', decoder.hidden_size, 'mesh.fsdp', mesh.shape['fsdp']),
+    ('num_heads', decoder.num_heads, 'mesh.tensor', mesh.shape['tensor']),
+    ('num_kv_heads', decoder.num_kv_heads, 'mesh.tensor', mesh.shape['tensor']),
+    ('intermediate_size', decoder.intermediate_size, 'mesh.tensor', mesh.shape['tensor']),
+    ('vocab_size', decoder.vocab_size, 'mesh.tensor', mesh.shape['tensor']),
+  )
+  for name, size, axis, parts in checks:
+    if size % parts:
+      raise InputError(f'{name} = {size} cannot be split {parts} ways ({axis}): change one of them')
+
+
+def shardings(abstract: Any, mesh: Mesh) -> Any:
+  """NamedShardings of a tree of (boxed) parameters or their shapes, by `RULES`; what carries no logical names is replicated."""
+  return nn.logical_to_mesh_sharding(nn.get_partition_spec(abstract), mesh, RULES)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Rows over data and fsdp; the other dimensions of a batch are whole."""
+  return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """The same value on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def shard_batch(batch: Any, mesh: Mesh) -> Any:
+  """Assembles the global batch on the mesh from each process's rows."""
+  sharding = batch_sharding(mesh)
+  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

@@ -1,0 +1,20 @@
+"""Every test sees eight virtual CPU devices, so that sharding is tested everywhere, and a compilation cache."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update('jax_platforms', 'cpu')
+jax.config.update('jax_num_cpu_devices', 8)
+jax.config.update('jax_compilation_cache_dir', str(Path(__file__).parents[1] / '.jax_cache'))
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+@pytest.fixture(scope='session')
+def real_data() -> Path:
+  """Directory of real data sets and checkpoints, named by RMJAX_DATA."""
+  if not os.environ.get('RMJAX_DATA'):
+    pytest.skip('RMJAX_DATA is unset: it names a directory of real data')
+  return Path(os.environ['RMJAX_DATA'])
