@@ -1,0 +1,61 @@
+"""A Bradley-Terry reward model fine-tuned from a Hugging Face checkpoint on your own preference data.
+
+  python -m experiments.train_reward --config=configs/bradley_terry.py --workdir=DIR \
+    --config.model.path=HF_DIR --config.data.train=FILE --config.data.eval=FILE
+
+Base of the other reward-model configs, which change some of its leaves.
+Reference: Ouyang et al., InstructGPT (2022), section 3.5.
+"""
+
+import ml_collections
+
+
+def get_config(arg: str = '') -> ml_collections.ConfigDict:
+  """Returns the config; `arg` is not used."""
+  del arg
+  config = ml_collections.ConfigDict()
+  config.program = 'train_reward'
+  config.seed = 0
+
+  config.model = dict(
+    path='',  # Hugging Face directory to start from; '' starts from scratch with the sizes in `decoder`
+    decoder=dict(hidden_size=128, intermediate_size=344, num_layers=4, num_heads=4, num_kv_heads=4),
+    dtype='bfloat16',  # of matrix products; parameters, norms, rewards and losses are float32
+    remat='full',
+    head=dict(name='rmjax.heads.scalar:ScalarHead', init_scale=1.0),
+    lora=dict(rank=0, alpha=16.0, modules='.*/(query|key|value|output|gate|up|down)$'),  # rank 0: train the weights themselves
+  )
+  config.losses = dict(
+    preference=dict(name='rmjax.losses.preference:preference_cross_entropy', per='comparison', weight=1.0),
+    centering=dict(name='rmjax.losses.preference:centering', per='comparison', weight=0.0),  # 0.01 holds rewards near 0
+  )
+
+  config.data = dict(
+    train='',  # files, separated by commas; '' takes `world`
+    eval='',
+    columns='',  # 'ours=theirs' pairs, separated by commas
+    tokenizer='',  # directory; '' is model.path
+    max_length=1024,  # tokens of prompt and response together
+    too_long='truncate',  # or 'refuse'; either way they are counted in the result
+    bad_rows='strict',  # or 'lenient', which counts them and goes on
+  )
+  config.world = dict(name='')
+
+  # A batch is rows x length tokens, in which as many trees are packed as fit.
+  config.train = dict(
+    steps=1000, rows=8, length=2048, slots=8, responses=2, accumulate=1, log_every=10, eval_every=200, save_every=200, best='eval_accuracy', keep=1
+  )
+  config.optimizer = dict(
+    name='optax:adamw',
+    learning_rate=1e-5,
+    schedule='cosine',
+    warmup=0.03,
+    final=0.1,
+    clip=1.0,
+    decay='(kernel|embedding)$',
+    freeze='',
+    options=dict(b1=0.9, b2=0.95, weight_decay=0.0),
+  )
+  config.mesh = dict(data=1, fsdp=-1, tensor=1, sequence=1)
+  config.wandb = ml_collections.config_dict.placeholder(str)  # project name, if wandb is installed and wanted
+  return config
