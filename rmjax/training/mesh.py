@@ -1,5 +1,7 @@
 """The device mesh, and which of its axes each logical dimension is laid along."""
 
+from collections.abc import Iterator
+import contextlib
 import math
 from typing import Any
 
@@ -42,6 +44,13 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, sequence: int =
     raise InputError(f'mesh {shape} does not fit {count} devices: set one of config.mesh.* to -1, or make their product {count}')
   # Auto axes: under Explicit ones, JAX's default, Linen's logical constraints fail.
   return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+@contextlib.contextmanager
+def use_mesh(mesh: Mesh) -> Iterator[None]:
+  """Inside, networks lay out their parameters and activations on this mesh."""
+  with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+    yield
 
 
 def check_fits(mesh: Mesh, *, rows: int, accumulate: int, length: int, decoder: Any) -> None:

@@ -1,0 +1,262 @@
+"""ONE decoder for the Llama, Qwen2, Qwen3, Mistral and Gemma families: what differs between them is data.
+
+Dimensions: R rows, T length, D hidden, H query heads, K key heads, V vocabulary.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+import numpy as np
+
+from rmjax.backbones.attention import tree_attention
+from rmjax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+  """Architecture of a decoder.
+
+  Attributes:
+    vocab_size: V.
+    hidden_size: D.
+    intermediate_size: of the MLP.
+    num_layers: layers.
+    num_heads: H.
+    num_kv_heads: K; divides H.
+    head_dim: 0 for D / H.
+    max_positions: longest path.
+    rope_theta: base of rotary embeddings.
+    rope_scaling: Hugging Face's dict for them ('linear' or 'llama3'), or None.
+    local_rope_theta: base in layers with a window; 0 for the same (Gemma 3 has another).
+    windows: attention window of each layer, 0 for none; () for none anywhere.
+    norm_eps: epsilon of the RMS norms.
+    activation: 'silu' or 'gelu_tanh'.
+    attention_bias: biases of query, key and value.
+    output_bias: bias of the attention's output.
+    mlp_bias: biases of the MLP.
+    qk_norm: norms on the heads of queries and keys.
+    sandwich_norm: norms after attention and MLP as well as before (Gemma).
+    unit_offset: norms scale by 1 + weight (Gemma).
+    embedding_scale: embeddings are multiplied by sqrt(D) (Gemma).
+    query_scale: logits are divided by sqrt of this; 0 for head_dim.
+    attention_softcap: soft cap of attention logits; 0 for none.
+    logit_softcap: soft cap of the output; 0 for none.
+    tie_embeddings: the output matrix is the embedding.
+  """
+
+  vocab_size: int
+  hidden_size: int
+  intermediate_size: int
+  num_layers: int
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int = 0
+  max_positions: int = 1 << 20
+  rope_theta: float = 10000.0
+  rope_scaling: Mapping[str, Any] | None = None
+  local_rope_theta: float = 0.0
+  windows: tuple[int, ...] = ()
+  norm_eps: float = 1e-5
+  activation: str = 'silu'
+  attention_bias: bool = False
+  output_bias: bool = False
+  mlp_bias: bool = False
+  qk_norm: bool = False
+  sandwich_norm: bool = False
+  unit_offset: bool = False
+  embedding_scale: bool = False
+  query_scale: float = 0.0
+  attention_softcap: float = 0.0
+  logit_softcap: float = 0.0
+  tie_embeddings: bool = True
+
+  def __post_init__(self):
+    if self.num_heads % self.num_kv_heads:
+      raise InputError(f'num_heads = {self.num_heads} is no multiple of num_kv_heads = {self.num_kv_heads}')
+    if not self.head_dim and self.hidden_size % self.num_heads:
+      raise InputError(f'hidden_size = {self.hidden_size} is no multiple of num_heads = {self.num_heads}: set head_dim')
+    if self.windows and len(self.windows) != self.num_layers:
+      raise InputError(f'windows has {len(self.windows)} entries for num_layers = {self.num_layers}')
+    if self.activation not in ACTIVATIONS:
+      raise InputError(f"activation = '{self.activation}': choose one of {', '.join(ACTIVATIONS)}")
+    object.__setattr__(self, 'head_dim', self.head_dim or self.hidden_size // self.num_heads)
+    object.__setattr__(self, 'windows', tuple(self.windows))
+
+
+ACTIVATIONS = {'silu': nn.silu, 'gelu_tanh': functools.partial(nn.gelu, approximate=True)}
+
+REMAT = {
+  'none': None,
+  'full': jax.checkpoint_policies.nothing_saveable,
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class RMSNorm(nn.Module):
+  """x / rms(x) * weight over the last axis, in float32."""
+
+  eps: float
+  unit_offset: bool
+
+  @nn.compact
+  def __call__(self, x: Float[Array, '*B D']) -> Float[Array, '*B D']:
+    init = nn.initializers.zeros if self.unit_offset else nn.initializers.ones
+    scale = self.param('scale', nn.with_logical_partitioning(init, ('norm',)), (x.shape[-1],))
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y**2, -1, keepdims=True) + self.eps)
+    return (y * (scale + self.unit_offset)).astype(x.dtype)
+
+
+def rope_frequencies(config: DecoderConfig, *, local: bool = False) -> np.ndarray:
+  """Angular frequencies float32[D / 2] of rotary embeddings.
+
+  Args:
+    config: the decoder.
+    local: of the layers with a window, where they have their own base.
+
+  Reference: Su et al., RoFormer (2021), eq. 15; scaling 'linear' Chen et al. (2023), 'llama3' Llama 3.1's (2024).
+
+  Raises:
+    InputError: another kind of scaling.
+  """
+  theta = config.local_rope_theta if local else config.rope_theta
+  frequencies = theta ** -(np.arange(0, config.head_dim, 2) / config.head_dim)
+  scaling = {} if local else dict(config.rope_scaling or {})
+  kind = scaling.get('rope_type', scaling.get('type', 'default'))
+  if kind == 'linear':
+    frequencies = frequencies / scaling['factor']
+  elif kind == 'llama3':
+    # Long waves are slowed down, short ones kept, and those between blended.
+    turns = scaling['original_max_position_embeddings'] * frequencies / (2 * np.pi)
+    low, high = scaling['low_freq_factor'], scaling['high_freq_factor']
+    kept = np.clip((turns - low) / (high - low), 0, 1)
+    frequencies = kept * frequencies + (1 - kept) * frequencies / scaling['factor']
+  elif kind != 'default':
+    raise InputError(f"rope scaling '{kind}' is not supported: 'default', 'linear' and 'llama3' are")
+  return frequencies.astype(np.float32)
+
+
+def rotate(x: Float[Array, 'R T H D'], angles: Float[Array, 'R T D/2']) -> Float[Array, 'R T H D']:
+  """Rotary embedding of the pairs (x[i], x[i + D/2]), in float32 (Hugging Face's order)."""
+  cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+  a, b = jnp.split(x.astype(jnp.float32), 2, -1)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
+
+
+class Block(nn.Module):
+  """One layer: attention and MLP, each with its residual."""
+
+  config: DecoderConfig
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x, window, angles, subtree_end, positions):
+    c = self.config
+    norm = functools.partial(RMSNorm, c.norm_eps, c.unit_offset)
+    dense = functools.partial(_dense, dtype=self.dtype)
+    after = (lambda y, name: norm(name=name)(y)) if c.sandwich_norm else (lambda y, name: y)
+
+    y = norm(name='attention_norm')(x)
+    y = Attention(c, self.dtype, name='attention')(y, window, angles, subtree_end, positions)
+    x = x + after(y, 'attention_post_norm')
+
+    y = norm(name='mlp_norm')(x)
+    gate = dense(c.intermediate_size, ('embed', 'mlp'), c.mlp_bias, name='gate')(y)
+    up = dense(c.intermediate_size, ('embed', 'mlp'), c.mlp_bias, name='up')(y)
+    y = dense(c.hidden_size, ('mlp', 'embed'), c.mlp_bias, name='down')(ACTIVATIONS[c.activation](gate) * up)
+    x = x + after(y, 'mlp_post_norm')
+    return nn.with_logical_constraint(x, ('batch', 'length', None)), None
+
+
+class Attention(nn.Module):
+  """Grouped-query attention on trees with rotary positions."""
+
+  config: DecoderConfig
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x, window, angles, subtree_end, positions):
+    c = self.config
+    heads = lambda y, count: y.reshape(*y.shape[:2], count, c.head_dim)
+    dense = functools.partial(_dense, dtype=self.dtype)
+    q = heads(dense(c.num_heads * c.head_dim, ('embed', 'heads'), c.attention_bias, name='query')(x), c.num_heads)
+    k = heads(dense(c.num_kv_heads * c.head_dim, ('embed', 'kv_heads'), c.attention_bias, name='key')(x), c.num_kv_heads)
+    v = heads(dense(c.num_kv_heads * c.head_dim, ('embed', 'kv_heads'), c.attention_bias, name='value')(x), c.num_kv_heads)
+    if c.qk_norm:
+      q = RMSNorm(c.norm_eps, c.unit_offset, name='query_norm')(q)
+      k = RMSNorm(c.norm_eps, c.unit_offset, name='key_norm')(k)
+    full, local = angles
+    if local is not None:
+      full = jnp.where(window < NO_WINDOW, local, full)
+    y = tree_attention(
+      rotate(q, full), rotate(k, full), v, subtree_end, positions,
+      scale=(c.query_scale or c.head_dim) ** -0.5, window=window if any(c.windows) else None, softcap=c.attention_softcap or None,
+    )  # fmt: skip
+    return dense(c.hidden_size, ('heads', 'embed'), c.output_bias, name='output')(y.reshape(*y.shape[:2], -1))
+
+
+NO_WINDOW = 1 << 30
+
+
+def _dense(features: int, axes: tuple[str, str], bias: bool, *, dtype: Any, name: str) -> nn.Dense:
+  init = nn.with_logical_partitioning(nn.initializers.normal(0.02), axes)
+  return nn.Dense(features, use_bias=bias, dtype=dtype, kernel_init=init, bias_init=nn.with_logical_partitioning(nn.initializers.zeros, axes[1:]), name=name)
+
+
+class Decoder(nn.Module):
+  """Tokens of packed trees to hidden states, and to logits for those who want them.
+
+  Attributes:
+    config: the architecture.
+    dtype: of matrix products; parameters, norms and softmax are float32.
+    remat: what the backward pass recomputes: 'none', 'dots' (all but matrix products) or 'full'.
+  """
+
+  config: DecoderConfig
+  dtype: Any = jnp.float32
+  remat: str = 'none'
+
+  def setup(self):
+    c = self.config
+    if self.remat not in REMAT:
+      raise InputError(f"remat = '{self.remat}': choose one of {', '.join(REMAT)}")
+    init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ('vocab', 'embed'))
+    self.embedding = nn.Embed(c.vocab_size, c.hidden_size, embedding_init=init, dtype=self.dtype)
+    block = Block if self.remat == 'none' else nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False)
+    self.layers = nn.scan(
+      block,
+      variable_axes={'params': 0},
+      split_rngs={'params': True},
+      in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+      length=c.num_layers,
+      metadata_params={nn.PARTITION_NAME: 'layers'},
+    )(c, self.dtype)
+    self.norm = RMSNorm(c.norm_eps, c.unit_offset)
+    if not c.tie_embeddings:
+      self.unembedding = _dense(c.vocab_size, ('embed', 'vocab'), False, dtype=self.dtype, name=None)
+
+  def __call__(self, tokens: Int[Array, 'R T'], positions: Int[Array, 'R T'], subtree_end: Int[Array, 'R T']) -> Float[Array, 'R T D']:
+    """Hidden states after the last norm; garbage at padding."""
+    c = self.config
+    x = self.embedding(tokens)
+    if c.embedding_scale:
+      x = x * jnp.asarray(c.hidden_size**0.5, x.dtype)
+    x = nn.with_logical_constraint(x, ('batch', 'length', None))
+    angle = lambda local: positions[..., None].astype(jnp.float32) * rope_frequencies(c, local=local)
+    angles = (angle(False), angle(True) if c.local_rope_theta else None)
+    windows = jnp.array([window or NO_WINDOW for window in c.windows or (0,) * c.num_layers], jnp.int32)
+    x, _ = self.layers(x, windows, angles, subtree_end, positions)
+    return self.norm(x)
+
+  def logits(self, tokens: Int[Array, 'R T'], positions: Int[Array, 'R T'], subtree_end: Int[Array, 'R T']) -> Float[Array, 'R T V']:
+    """Next-token logits in float32; `init` by this method to have the output matrix where it is not tied."""
+    x = self(tokens, positions, subtree_end)
+    y = self.embedding.attend(x) if self.config.tie_embeddings else self.unembedding(x)
+    y, cap = y.astype(jnp.float32), self.config.logit_softcap
+    return cap * jnp.tanh(y / cap) if cap else y
