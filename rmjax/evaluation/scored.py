@@ -23,6 +23,7 @@ class Scored:
     group: fingerprint of the prompt; records of one prompt are not independent, so standard errors are clustered by it.
     subset: name of the part of the data set it belongs to.
     where: 'file:line'.
+    ratings: the data's absolute score of each response, NaN where unknown.
     gold: the true quality of each response, where the data knows it.
     truncated: whether tokens were cut off to make it fit.
     refused: why it was not scored, or None.
@@ -36,6 +37,7 @@ class Scored:
   group: int = 0
   subset: str = ''
   where: str = ''
+  ratings: Float[np.ndarray, 'N'] | None = None
   gold: Float[np.ndarray, 'N'] | None = None
   truncated: bool = False
   refused: str | None = None

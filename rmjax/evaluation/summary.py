@@ -25,6 +25,7 @@ def summary(scored: Sequence[Scored], *, length_baseline: Float[np.ndarray, '2']
       accuracy/<subset>, accuracy_se/<subset>, num_pairs/<subset>: where there are several subsets
       gold_accuracy, gold_accuracy_se: compared pairs that the gold quality tells apart, ordered by it
       best_of_n_accuracy, best_of_n_accuracy_se, best_of_n_chance, num_best_of_n: records of more than two responses
+      rating_pearson, rating_spearman, num_rated: of reward and rating, over rated responses; and rating_length_spearman, what length alone has
       ece, brier, nll (nats)
       length_pearson, length_spearman, length_pearson_within, length_spearman_within: of reward and tokens, over all responses and
         after each record's mean is taken out
@@ -47,6 +48,7 @@ def summary(scored: Sequence[Scored], *, length_baseline: Float[np.ndarray, '2']
     'num_responses': sum(len(record.rewards) for record in kept),
     **_accuracy(pairs),
     **_best_of_n(kept),
+    **_ratings(kept),
     **_calibration(pairs),
     **_length(kept, pairs),
     **_rewards(kept),
@@ -78,6 +80,21 @@ def _best_of_n(records: Sequence[Scored]) -> dict[str, float]:
     return {}
   figures = _with_error('best_of_n_accuracy', found[:, 0], np.array([record.group for record in several]))
   return {**figures, 'best_of_n_chance': float(np.nanmean(found[:, 1])), 'num_best_of_n': int(np.sum(~np.isnan(found[:, 0])))}
+
+
+def _ratings(records: Sequence[Scored]) -> dict[str, float]:
+  kept = [record for record in records if record.ratings is not None]
+  rewards, lengths, _ = flat_responses(kept)
+  ratings = np.concatenate([np.empty(0), *(record.ratings for record in kept)])
+  rated = ~np.isnan(ratings)
+  if not rated.any():
+    return {}
+  return {
+    'num_rated': int(rated.sum()),
+    'rating_pearson': length.pearson(rewards[rated], ratings[rated]),
+    'rating_spearman': length.spearman(rewards[rated], ratings[rated]),
+    'rating_length_spearman': length.spearman(lengths[rated], ratings[rated]),
+  }
 
 
 def _calibration(pairs: Pairs) -> dict[str, float]:
@@ -130,5 +147,5 @@ def flat_responses(records: Sequence[Scored]) -> tuple[np.ndarray, np.ndarray, n
   return (
     join([record.rewards for record in kept]),
     join([record.lengths for record in kept]),
-    np.repeat([record.index for record in kept], [len(record.rewards) for record in kept]),
+    join([np.full(len(record.rewards), record.index) for record in kept]),
   )

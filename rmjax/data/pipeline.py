@@ -1,0 +1,223 @@
+"""Records to packed batches: shuffled, sharded by process, prefetched, and resumable to the exact batch.
+
+Dimensions: R rows, T length, S slots, N responses.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+import grain
+import numpy as np
+
+from rmjax import trees
+from rmjax.data.records import Record
+from rmjax.errors import InputError
+
+Encode = Callable[[Record], trees.Tree | str]  # a record's tree with its labels, or why it is refused
+
+
+class Source(Protocol):
+  """Records by number."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> Record: ...
+
+
+class Batch(NamedTuple):
+  """What one step takes.
+
+  Attributes:
+    trees: rows of this process, as numpy arrays; label `index` is the record's number in its source.
+    counts: records read for it, and how many of them were `truncated` or `refused`.
+  """
+
+  trees: trees.Trees
+  counts: dict[str, int]
+
+
+class Packer:
+  """Rows of one batch being filled, first fit."""
+
+  def __init__(self, *, rows: int, length: int, slots: int, responses: int):
+    """Empty rows; R, T, S and N of the batch."""
+    self.shape = dict(length=length, slots=slots, responses=responses)
+    self.rows: list[list[trees.Tree]] = [[] for _ in range(rows)]
+    self._room = [length] * rows
+
+  def add(self, tree: trees.Tree) -> tuple[int, int] | None:
+    """Puts a tree into the first row that has room.
+
+    Returns:
+      Its row and slot; None if no row has room.
+    """
+    size = trees.size(tree)
+    for row, room in enumerate(self._room):
+      if size <= room and len(self.rows[row]) < self.shape['slots']:
+        self.rows[row].append(tree)
+        self._room[row] -= size
+        return row, len(self.rows[row]) - 1
+    return None
+
+  def pack(self, rows: slice = slice(None)) -> trees.Trees:
+    """The batch, or some of its rows."""
+    return trees.pack(self.rows[rows], **self.shape)
+
+
+def train_batches(
+  source: Source,
+  encode: Encode,
+  *,
+  rows: int,
+  length: int,
+  slots: int,
+  responses: int,
+  seed: int,
+  process_index: int = 0,
+  process_count: int = 1,
+  prefetch: int = 2,
+) -> grain.DatasetIterator[Batch]:
+  """Batches without end, in an order that only the seed decides; every epoch is shuffled anew.
+
+  The iterator's state is small and can be saved (`get_state`, `grain.checkpoint`); set again, it goes on with the very next batch.
+
+  Args:
+    source: records.
+    encode: record -> tree or reason.
+    rows: R of this process.
+    length: T.
+    slots: S.
+    responses: N.
+    seed: of the shuffle.
+    process_index: which share of the records is read,
+    process_count: of how many.
+    prefetch: batches made ahead by a thread.
+
+  Raises:
+    InputError: (by the iterator) a tree that no row can hold, a source without records, or records with different labels.
+  """
+  if len(source) < process_count:
+    raise InputError(f'the training data has {len(source)} records for {process_count} processes: there is nothing to train on')
+  shape = dict(rows=rows, length=length, slots=slots, responses=responses)
+  dataset = grain.MapDataset.source(_Encoded(source, encode, **shape)).seed(seed).shuffle()[process_index::process_count].repeat()
+  packed = _PackIterDataset(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=64)), shape)
+  return iter(grain.experimental.ThreadPrefetchIterDataset(packed, prefetch_buffer_size=prefetch))
+
+
+def eval_batches(
+  source: Source,
+  encode: Encode,
+  *,
+  rows: int,
+  length: int,
+  slots: int,
+  responses: int,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> Iterator[Batch]:
+  """Every record once, in order; the last batch has empty rows.
+
+  All processes see the same number of batches: each packs the whole batch and keeps its own rows. Arguments are those of `train_batches`.
+  """
+  shape = dict(rows=rows * process_count, length=length, slots=slots, responses=responses)
+  own = slice(process_index * rows, (process_index + 1) * rows)
+  encoded = _Encoded(source, encode, **shape)
+  packer, counts = Packer(**shape), _no_counts()
+  for index in range(len(source)):
+    item = encoded[index]
+    if isinstance(item, trees.Tree) and packer.add(item) is None:
+      yield Batch(packer.pack(own), counts)
+      packer, counts = Packer(**shape), _no_counts()
+      packer.add(item)
+    _count(counts, item)
+  if any(packer.rows):
+    yield Batch(packer.pack(own), counts)
+
+
+class _Encoded:
+  """A source's records as trees that fit a row, each with its number."""
+
+  def __init__(self, source: Source, encode: Encode, *, rows: int, length: int, slots: int, responses: int):
+    del rows, slots
+    self._source, self._encode, self._length, self._responses = source, encode, length, responses
+    self._labels: frozenset[str] | None = None
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> trees.Tree | str:
+    record = self._source[index]
+    tree = self._encode(record)
+    if isinstance(tree, str):
+      return tree
+    if len(record.responses) > self._responses:
+      raise InputError(f'{record.where}: {len(record.responses)} responses, and config.train.responses is {self._responses}: raise it')
+    if trees.size(tree) > self._length:
+      raise InputError(
+        f'{record.where}: prompt and responses take {trees.size(tree)} tokens, and a row has {self._length}: '
+        'raise config.train.length or lower config.data.max_length'
+      )
+    names = frozenset(tree.labels)
+    self._labels = self._labels or names
+    if names != self._labels:
+      raise InputError(f'{record.where}: labels {sorted(names ^ self._labels)} are not in all records: a batch needs the same ones throughout')
+    return tree._replace(labels={**tree.labels, 'index': np.int32(index)})
+
+
+class _PackIterDataset(grain.IterDataset):
+  """Packs a stream of trees into batches."""
+
+  def __init__(self, parent: grain.IterDataset, shape: dict[str, int]):
+    super().__init__(parent)
+    self._shape = shape
+
+  def __iter__(self) -> grain.DatasetIterator:
+    return _PackIterator(iter(self._parent), self._shape)
+
+
+class _PackIterator(grain.DatasetIterator):
+  """Fills rows until a tree fits in none; that one opens the next batch.
+
+  The state is the parent's from before that tree was read, so it is read again after a restore.
+  """
+
+  def __init__(self, parent: grain.DatasetIterator, shape: dict[str, int]):
+    super().__init__(parent)
+    self._shape = shape
+    self._waiting: trees.Tree | None = None
+    self._state = parent.get_state()
+
+  def __next__(self) -> Batch:
+    packer, counts = Packer(**self._shape), _no_counts()
+    if self._waiting is not None:
+      packer.add(self._waiting)
+      _count(counts, self._waiting)
+    while True:
+      state = self._parent.get_state()
+      item = next(self._parent)
+      if isinstance(item, trees.Tree) and packer.add(item) is None:
+        self._waiting, self._state = item, state
+        return Batch(packer.pack(), counts)
+      _count(counts, item)
+      if counts['refused'] == counts['records'] >= _MOST_REFUSED:
+        raise InputError(f'the first {_MOST_REFUSED} records of a batch were all refused, the last one because: {item}')
+
+  def get_state(self) -> dict[str, Any]:
+    return self._state
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    self._parent.set_state(state)
+    self._state, self._waiting = state, None
+
+
+_MOST_REFUSED = 100_000  # a repeating source whose records are all refused would be read for ever
+
+
+def _no_counts() -> dict[str, int]:
+  return dict(records=0, truncated=0, refused=0)
+
+
+def _count(counts: dict[str, int], item: trees.Tree | str) -> None:
+  counts['records'] += 1
+  counts['refused'] += isinstance(item, str)
+  counts['truncated'] += isinstance(item, trees.Tree) and int(item.labels.get('truncated', 0))

@@ -1,0 +1,223 @@
+"""Text records to token trees: chat templates, tokenisation of each path as a whole, truncation."""
+
+from collections.abc import Sequence
+import datetime
+import json
+from pathlib import Path
+import shutil
+from typing import Any
+
+import jinja2
+import jinja2.sandbox
+import numpy as np
+import tokenizers
+
+from rmjax import trees
+from rmjax.data.records import BadRecord, Messages, Record
+from rmjax.errors import InputError
+
+FILES = ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'chat_template.jinja')
+
+# For messages where the tokenizer has no template: the transcript of Bai et al., Training a Helpful and Harmless Assistant (2022).
+PLAIN_TEMPLATE = (
+  "{% for message in messages %}{{ '\\n\\n' + {'user': 'Human', 'assistant': 'Assistant'}.get(message.role, message.role | capitalize) "
+  "+ ': ' + message.content }}{% endfor %}{% if add_generation_prompt %}{{ '\\n\\nAssistant: ' }}{% endif %}"
+)
+
+
+class Tokenizer:
+  """A Hugging Face tokenizer with its chat template, without transformers.
+
+  Attributes:
+    vocab_size: one more than the largest token id.
+    bos_id: -1 if there is none; `eos_id`, `pad_id` and `unk_id` likewise.
+    has_chat_template: whether messages are rendered by the tokenizer's own template; else by `PLAIN_TEMPLATE`.
+  """
+
+  def __init__(self, backend: tokenizers.Tokenizer, special: dict[str, str], chat_template: str | None, files: Sequence[Path] = ()):
+    """Wraps a tokenizer; see `load`."""
+    self.backend = backend
+    self.special = special
+    self.has_chat_template = bool(chat_template)
+    self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
+    ids = {name: backend.token_to_id(token) for name, token in special.items()}
+    self.bos_id, self.eos_id, self.pad_id, self.unk_id = (-1 if ids.get(name) is None else ids[name] for name in ('bos', 'eos', 'pad', 'unk'))
+    self._template = _environment().from_string(chat_template or PLAIN_TEMPLATE)
+    self._files = files
+
+  @classmethod
+  def load(cls, path: Path | str) -> 'Tokenizer':
+    """Reads a Hugging Face directory, or a tokenizer.json alone.
+
+    Raises:
+      InputError: there is no tokenizer.json, or a file is malformed.
+    """
+    path = Path(path)
+    directory, main = (path, path / 'tokenizer.json') if path.is_dir() else (path.parent, path)
+    if not main.is_file():
+      raise InputError(f'{path} holds no tokenizer.json: set config.data.tokenizer to a Hugging Face directory or file that does')
+    try:
+      backend = tokenizers.Tokenizer.from_file(str(main))
+    except Exception as e:  # the library raises Exception itself
+      raise InputError(f'{main} is no tokenizer: {e}') from e
+    backend.no_truncation()
+    backend.no_padding()
+    config = {}
+    for name in ('special_tokens_map.json', 'tokenizer_config.json') if path.is_dir() else ():
+      if (directory / name).is_file():
+        config |= _read_json(directory / name)
+    special = {name: _content(config.get(f'{name}_token')) for name in ('bos', 'eos', 'pad', 'unk')}
+    if not path.is_dir():  # a bare file does not say which tokens are special
+      usual = dict(bos=('<bos>', '<s>'), eos=('<eos>', '</s>'), pad=('<pad>',), unk=('<unk>',))
+      special = {name: next((token for token in usual[name] if backend.token_to_id(token) is not None), None) for name in usual}
+    template = config.get('chat_template')
+    if (directory / 'chat_template.jinja').is_file() and path.is_dir():
+      template = (directory / 'chat_template.jinja').read_text()
+    if isinstance(template, list):  # several named ones
+      template = {item['name']: item['template'] for item in template}.get('default')
+    files = [directory / name for name in FILES if (directory / name).is_file()] if path.is_dir() else [main]
+    return cls(backend, {name: token for name, token in special.items() if token}, template, files)
+
+  def save(self, directory: Path | str) -> None:
+    """Copies the tokenizer's files."""
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    for file in self._files:
+      target = Path(directory) / (file.name if file.name in FILES else 'tokenizer.json')
+      if target.resolve() != file.resolve():
+        shutil.copyfile(file, target)
+    if not (Path(directory) / 'tokenizer_config.json').exists():
+      config = {'tokenizer_class': 'PreTrainedTokenizerFast', **{f'{name}_token': token for name, token in self.special.items()}}
+      (Path(directory) / 'tokenizer_config.json').write_text(json.dumps(config, indent=2) + '\n')
+
+  def render(self, messages: Messages, *, add_generation_prompt: bool = False) -> str:
+    """The chat template's text, as `transformers`' `apply_chat_template(tokenize=False)` gives it.
+
+    Raises:
+      InputError: the template refuses the messages.
+    """
+    try:
+      return self._template.render(
+        messages=[dict(message) for message in messages],
+        add_generation_prompt=add_generation_prompt,
+        tools=None,
+        documents=None,
+        **{f'{name}_token': token for name, token in self.special.items()},
+      )
+    except jinja2.TemplateError as e:
+      raise InputError(f'the chat template refuses the messages: {e}') from e
+
+  def encode_path(self, prompt: str | Messages, response: str) -> tuple[list[int], int]:
+    """Tokens of prompt and response, tokenised once as a whole so that no token merges across a seam that serving would not have.
+
+    Plain text ends with EOS; messages end as their template has it.
+
+    Returns:
+      The ids, and the place of the first that holds a character of the response.
+
+    Raises:
+      InputError: the response has no tokens of its own.
+    """
+    if isinstance(prompt, str):
+      text, start = prompt + response, len(prompt)
+    else:
+      opening = self.render(prompt, add_generation_prompt=True)
+      text = self.render([*prompt, {'role': 'assistant', 'content': response}])
+      start = next((i for i, (a, b) in enumerate(zip(text, opening, strict=False)) if a != b), min(len(text), len(opening)))
+    # A template writes its own BOS; plain text gets the tokenizer's.
+    encoding = self.backend.encode(text, add_special_tokens=isinstance(prompt, str))
+    ids = list(encoding.ids)
+    own = (i for i, ((_, end), special) in enumerate(zip(encoding.offsets, encoding.special_tokens_mask, strict=True)) if end > start and not special)
+    first = next(own, None)
+    if first is None:
+      raise InputError('a response has no tokens')
+    if isinstance(prompt, str) and self.eos_id >= 0 and ids[-1] != self.eos_id:
+      ids.append(self.eos_id)
+    return ids, first
+
+  def encode_record(self, record: Record, *, max_length: int, too_long: str = 'truncate') -> trees.Tree | str:
+    """A record's tree: the tokens that all its responses share, once, and then each response.
+
+    Args:
+      record: the text.
+      max_length: most tokens of a path, prompt and response together.
+      too_long: 'truncate' cuts a longer response at its end, and a prompt that leaves no room for one at its beginning, BOS kept;
+        'refuse' gives up the record.
+
+    Returns:
+      The tree, with labels `wins`, `ratings`, `weights`, `margins`, `truncated` and the record's own; or why it is refused.
+
+    Raises:
+      BadRecord: a response has no tokens, or the chat template refuses the messages.
+    """
+    try:
+      encoded = [self.encode_path(record.prompt, response) for response in record.responses]
+    except InputError as e:
+      raise BadRecord(f'{record.where}: {e}') from e
+    longest = max(len(ids) for ids, _ in encoded)
+    truncated = longest > max_length
+    if truncated and too_long == 'refuse':
+      return f'{record.where}: {longest} tokens, and data.max_length is {max_length}'
+    if truncated:
+      encoded = self._truncate(encoded, max_length)
+    labels = {
+      'wins': record.wins.astype(np.float32),
+      'ratings': record.ratings.astype(np.float32),
+      'weights': np.float32(record.weight),
+      'margins': np.float32(record.margin),
+      'truncated': np.int32(truncated),
+      **record.labels,
+    }
+    return trees.Tree(_segments(encoded), labels)
+
+  def _truncate(self, encoded: list[tuple[list[int], int]], max_length: int) -> list[tuple[list[int], int]]:
+    prompt = max(first for _, first in encoded)
+    if prompt >= max_length:  # leave half to the response, or all it needs
+      room = min(max(len(ids) - first for ids, first in encoded), max(max_length // 2, 1))
+      keep = int(encoded[0][0][0] == self.bos_id and prompt > 1)
+      cut = slice(keep, keep + prompt - (max_length - room))
+      encoded = [(ids[: cut.start] + ids[cut.stop :], max(first - (cut.stop - cut.start), cut.start)) for ids, first in encoded]
+    return [(ids[:max_length], first) for ids, first in encoded]
+
+
+def _segments(encoded: list[tuple[list[int], int]]) -> list[trees.Segment]:
+  """Shared prompt, then each path's remainder. Tokens of the prompt that merged differently before different responses stay no response's."""
+  shared = 0
+  shortest = min(first for _, first in encoded)
+  while shared < shortest and len({ids[shared] for ids, _ in encoded}) == 1:
+    shared += 1
+  segments = [trees.Segment(encoded[0][0][:shared])] if shared else []
+  root = len(segments) - 1
+  for n, (ids, first) in enumerate(encoded):
+    parent = root
+    if first > shared:
+      segments.append(trees.Segment(ids[shared:first], root))
+      parent = len(segments) - 1
+    segments.append(trees.Segment(ids[first:], parent, n))
+  return segments
+
+
+def _environment() -> jinja2.Environment:
+  """Jinja as chat templates expect it: sandboxed, blocks trimmed, with the helpers that transformers defines."""
+  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=['jinja2.ext.loopcontrols'])
+
+  def raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+  def tojson(x: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False) -> str:
+    return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+  environment.filters['tojson'] = tojson
+  environment.globals['raise_exception'] = raise_exception
+  environment.globals['strftime_now'] = lambda form: datetime.datetime.now().strftime(form)
+  return environment
+
+
+def _content(token: Any) -> str | None:
+  return token['content'] if isinstance(token, dict) else token
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+  try:
+    return json.loads(path.read_text(encoding='utf-8'))
+  except json.JSONDecodeError as e:
+    raise InputError(f'{path}:{e.lineno}: malformed JSON: {e.msg}') from e

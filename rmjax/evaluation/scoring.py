@@ -1,0 +1,147 @@
+"""Runs a reward model over a stream of records, in order and in bounded memory.
+
+Dimensions: R rows, T length, S slots, N responses.
+"""
+
+from collections.abc import Iterable, Iterator
+import functools
+import hashlib
+import json
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+import numpy as np
+
+from rmjax import trees
+from rmjax.data.pipeline import Encode, Packer
+from rmjax.data.records import Record
+from rmjax.evaluation.scored import Scored
+from rmjax.models import RewardModel
+from rmjax.training.mesh import batch_sharding, replicated
+
+
+class _Item(NamedTuple):
+  """A record on its way: row and slot of its tree in the batch, or why it has none."""
+
+  index: int
+  record: Record
+  place: tuple[int, int] | None = None
+  truncated: bool = False
+  refused: str | None = None
+
+
+def score_records(
+  model: RewardModel,
+  params: Any,
+  records: Iterable[Record],
+  encode: Encode,
+  *,
+  mesh: Mesh,
+  rows: int = 8,
+  length: int = 1024,
+  slots: int = 8,
+  responses: int = 2,
+) -> Iterator[Scored]:
+  """Scores records.
+
+  Batches have one shape, so that one compile serves the run; a record with more responses or tokens than it has room for doubles that
+  dimension from there on. Every process reads all the records and computes its part of each batch.
+
+  Args:
+    model: the model.
+    params: its parameters, on the mesh.
+    records: any number; only a batch or two are held.
+    encode: record -> tree, with a `truncated` label; or the reason why it is refused.
+    mesh: where batches go.
+    rows: R of the global batch; raised to a multiple of what the mesh splits it into.
+    length: T to start with.
+    slots: S.
+    responses: N to start with.
+
+  Yields:
+    One `Scored` a record, in the order of the records; where `encode` refused one, with NaN for its rewards and the reason.
+  """
+  ways = mesh.shape['data'] * mesh.shape['fsdp']
+  apply = jax.jit(functools.partial(_apply, model), out_shardings=replicated(mesh))
+  waiting = None  # the device works on one batch while the host encodes the next
+  for items, batch in _batches(records, encode, rows=-(-rows // ways) * ways, length=length, slots=slots, responses=responses):
+    result = apply(params, _global(batch, mesh))
+    if waiting:
+      yield from _read(*waiting)
+    waiting = items, result
+  if waiting:
+    yield from _read(*waiting)
+
+
+def _apply(model: RewardModel, params: Any, batch: trees.Trees) -> dict[str, jax.Array]:
+  scores = model.apply({'params': params}, batch)
+  return dict(rewards=model.head.reward(scores), logits=model.head.preference_logits(scores), lengths=trees.response_lengths(batch))
+
+
+def _read(items: list[_Item], result: dict[str, jax.Array]) -> Iterator[Scored]:
+  result = jax.device_get(result)
+  return (_scored(item, result) for item in items)
+
+
+def _global(batch: trees.Trees, mesh: Mesh) -> trees.Trees:
+  """The batch on the mesh; each process holds all of it, and gives its devices their rows."""
+  return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, batch_sharding(mesh), lambda index: x[index]), batch)
+
+
+def _batches(records: Iterable[Record], encode: Encode, **shape: int) -> Iterator[tuple[list[_Item], trees.Trees]]:
+  """Packs trees until one finds no room; that one opens the next batch."""
+  items, packer = [], Packer(**shape)
+  for index, record in enumerate(records):
+    tree = encode(record)
+    if isinstance(tree, str):
+      items.append(_Item(index, record, refused=tree))
+    else:
+      tree = trees.Tree(tree.segments, {'truncated': tree.labels['truncated']})
+      larger = {**shape, 'length': _double(shape['length'], trees.size(tree)), 'responses': _double(shape['responses'], len(record.responses))}
+      place = packer.add(tree) if larger == shape else None
+      if place is None:
+        if items:
+          yield items, packer.pack()
+        items, packer, shape = [], Packer(**larger), larger
+        place = packer.add(tree)
+      items.append(_Item(index, record, place, bool(tree.labels['truncated'])))
+    if len(items) == shape['rows'] * shape['slots']:
+      yield items, packer.pack()
+      items, packer = [], Packer(**shape)
+  if items:
+    yield items, packer.pack()
+
+
+def _double(size: int, needed: int) -> int:
+  while size < needed:
+    size *= 2
+  return size
+
+
+def _scored(item: _Item, result: dict[str, np.ndarray]) -> Scored:
+  record, count = item.record, len(item.record.responses)
+  if item.place:
+    rewards, logits, lengths = (result[name][item.place] for name in ('rewards', 'logits', 'lengths'))
+  else:
+    rewards, logits, lengths = np.full(count, np.nan), np.full((count, count), np.nan), np.full(count, -1)
+  return Scored(
+    index=item.index,
+    rewards=rewards[:count],
+    logits=logits[:count, :count],
+    lengths=lengths[:count],
+    wins=record.wins,
+    group=_fingerprint(record, item.index),
+    subset=record.subset,
+    where=record.where,
+    ratings=record.ratings,
+    gold=record.labels.get('gold'),
+    truncated=item.truncated,
+    refused=item.refused,
+  )
+
+
+def _fingerprint(record: Record, index: int) -> int:
+  """The same for records of one prompt; records without a prompt have nothing in common."""
+  text = json.dumps(record.prompt) if record.prompt else f'record {index}'
+  return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), 'big')

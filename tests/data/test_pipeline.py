@@ -1,0 +1,144 @@
+"""Batches are exact, whatever stops them."""
+
+import json
+
+import grain
+import numpy as np
+import pytest
+
+from rmjax import trees
+from rmjax.data import pipeline
+from rmjax.data.records import pairwise_wins, Record
+from rmjax.errors import InputError
+
+SHAPE = dict(rows=3, length=24, slots=4, responses=3)
+
+
+class Source(list):
+  """Records in memory."""
+
+
+def records(count, responses=2):
+  wins = pairwise_wins(responses, [(0, 1, 1.0)])
+  return Source(Record(f'{i}', ('a',) * responses, wins, np.full(responses, np.nan, np.float32), where=f'f:{i + 1}') for i in range(count))
+
+
+def encode(record):
+  """Sizes that vary with the record's number, which every token repeats; multiples of 7 are refused."""
+  number = int(record.prompt)
+  if number % 7 == 0:
+    return f'{record.where}: unlucky'
+  tokens = [number] * (1 + number % 4)
+  return trees.branch([number], [tokens] * len(record.responses), {'wins': record.wins, 'truncated': np.int32(number % 2)})
+
+
+def train(source, **changes):
+  return pipeline.train_batches(source, encode, **{**SHAPE, 'seed': 0, **changes})
+
+
+def contents(batch):
+  """Record numbers in a batch; checks that each tree holds its own record's tokens."""
+  layout = batch.trees
+  found = []
+  for r, slot in zip(*np.nonzero(layout.prompt_ends >= 0), strict=True):
+    index = layout.labels['index'][r, slot]
+    assert layout.tokens[r, layout.prompt_ends[r, slot]] == index
+    assert np.all(layout.tokens[r][layout.response_ids[r] // SHAPE['responses'] == slot] == index)
+    found.append(int(index))
+  return found
+
+
+def test_every_epoch_has_each_record_once_in_another_order():
+  batches, seen, counts = train(records(50)), [], dict(records=0, refused=0, truncated=0)
+  while len(seen) < 2 * 42 + 20:
+    batch = next(batches)
+    seen += contents(batch)
+    counts = {name: counts[name] + batch.counts[name] for name in counts}
+  kept = [i for i in range(50) if i % 7]
+  # First fit moves a tree at most within its batch, so an epoch's border may fall inside one.
+  assert sorted(set(seen)) == kept
+  assert all(2 <= seen.count(i) <= 3 for i in kept)
+  assert seen[:42] != seen[42:84]
+  assert counts['records'] - counts['refused'] == len(seen)
+  assert counts['truncated'] == sum(i % 2 for i in seen)
+
+
+def test_batches_depend_on_the_seed_alone():
+  one, two, other = (contents(next(train(records(50), seed=seed))) for seed in (0, 0, 1))
+  assert one == two != other
+
+
+def test_resume_is_exact_to_the_batch():
+  batches = train(records(50))
+  states, expected = [], []
+  for _ in range(12):
+    states.append(json.loads(json.dumps(batches.get_state())))
+    expected.append(next(batches))
+  for state, start in zip(states, range(12), strict=True):
+    again = train(records(50))
+    next(again)
+    again.set_state(state)
+    for batch in expected[start:]:
+      got = next(again)
+      assert got.counts == batch.counts
+      for name in ('tokens', 'response_ends'):
+        np.testing.assert_array_equal(getattr(got.trees, name), getattr(batch.trees, name))
+
+
+def test_processes_share_an_epoch_without_overlap():
+  parts = []
+  for index in range(3):
+    batches, seen = train(records(60), process_index=index, process_count=3), []
+    for _ in range(2):
+      seen += contents(next(batches))
+    parts.append(set(seen[: 60 // 7]))
+  assert not (parts[0] & parts[1] or parts[1] & parts[2] or parts[0] & parts[2])
+
+
+@pytest.mark.parametrize('processes', [1, 3])
+def test_evaluation_reads_everything_once_in_order_on_every_process(processes):
+  source = records(50)
+  shares = [
+    list(pipeline.eval_batches(source, encode, **{**SHAPE, 'rows': 3 // processes}, process_index=i, process_count=processes)) for i in range(processes)
+  ]
+  assert len({len(batches) for batches in shares}) == 1
+  found = sorted(sum((contents(batch) for batches in shares for batch in batches), []))
+  assert found == [i for i in range(50) if i % 7]
+  assert sum(batch.counts['refused'] for batch in shares[0]) == 8 and sum(batch.counts['records'] for batch in shares[0]) == 50
+  assert {batch.trees.tokens.shape for batches in shares for batch in batches} == {(3 // processes, 24)}
+
+
+def test_batches_are_mostly_full():
+  batches = train(records(200), length=64, slots=16)
+  filled = [np.mean(next(batches).trees.subtree_end > 0) for _ in range(10)]
+  assert np.mean(filled) > 0.9
+
+
+def test_grain_s_own_check_of_checkpoints():
+  source = records(30)
+  dataset = grain.MapDataset.source(pipeline._Encoded(source, encode, **SHAPE)).shuffle(seed=0).to_iter_dataset()
+  grain.experimental.assert_equal_output_after_checkpoint(pipeline._PackIterDataset(dataset, SHAPE).map(lambda batch: batch.trees.tokens))
+
+
+@pytest.mark.parametrize(
+  ('source', 'message'),
+  [
+    (records(0), 'has 0 records for 1 processes: there is nothing to train on'),
+    (records(10, responses=4), r'f:\d+: 4 responses, and config.train.responses is 3'),
+  ],
+)
+def test_what_cannot_be_trained_on_is_named(source, message):
+  with pytest.raises(InputError, match=message):
+    next(train(source))
+
+
+def test_a_tree_wider_than_a_row_is_named():
+  with pytest.raises(InputError, match=r'f:\d+: prompt and responses take \d+ tokens, and a row has 4'):
+    for _ in range(3):
+      next(train(records(10), length=4))
+
+
+def test_labels_must_be_the_same_throughout():
+  odd = lambda record: trees.branch([1], [[2], [3]], {'wins': record.wins, **({'gold': np.zeros(2)} if record.prompt == '3' else {})})
+  with pytest.raises(InputError, match=r"f:\d+: labels \['gold'\] are not in all records"):
+    list(pipeline.eval_batches(records(5), odd, **SHAPE))

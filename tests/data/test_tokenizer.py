@@ -1,0 +1,166 @@
+"""Text to trees: whole paths, exact seams, templates, truncation."""
+
+import json
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+from rmjax import trees
+from rmjax.data.records import BadRecord, pairwise_wins, Record
+from rmjax.data.tokenizer import Tokenizer
+from rmjax.errors import InputError
+
+CHATML = (
+  "{{ bos_token }}{% for message in messages %}\n{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] | trim + '<|im_end|>' }}\n"
+  "{% endfor %}\n{% if add_generation_prompt %}\n{{ '<|im_start|>assistant' }}\n{% endif %}"
+)
+TEXT = ['the cat sat on the mat', 'a naïve café, 12 times', 'emoji 🙂🙂 here', 'the the the hello hello', 'Question: what? Answer: that.'] * 3
+
+
+@pytest.fixture(scope='module', name='directory')
+def _directory(tmp_path_factory):
+  """A byte-level BPE with merges across spaces' edges, as GPT-2's, Llama 3's and Qwen's, and a chat template."""
+  backend = tokenizers.Tokenizer(models.BPE())
+  backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  backend.decoder = decoders.ByteLevel()
+  special = ['<s>', '</s>', '<|im_start|>', '<|im_end|>']
+  backend.train_from_iterator(
+    TEXT, trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+  )
+  backend.post_processor = processors.TemplateProcessing(single='<s> $A', special_tokens=[('<s>', 0)])
+  path = tmp_path_factory.mktemp('tokenizer')
+  backend.save(str(path / 'tokenizer.json'))
+  config = {'bos_token': '<s>', 'eos_token': {'content': '</s>'}, 'pad_token': '</s>', 'chat_template': CHATML}
+  (path / 'tokenizer_config.json').write_text(json.dumps(config))
+  return path
+
+
+@pytest.fixture(scope='module', name='tokenizer')
+def _tokenizer(directory):
+  return Tokenizer.load(directory)
+
+
+def record(prompt, *responses, **fields):
+  count = len(responses)
+  wins = pairwise_wins(count, [(0, 1, 1.0)] if count > 1 else [])
+  return Record(prompt, responses, wins, np.full(count, np.nan, np.float32), where='f:1', **fields)
+
+
+def paths(tree):
+  """Tokens of each response's path, and how many of them are the response's own."""
+  found = {}
+  for segment in tree.segments:
+    if segment.response >= 0:
+      tokens, parent = list(segment.tokens), segment.parent
+      while parent >= 0:
+        tokens, parent = list(tree.segments[parent].tokens) + tokens, tree.segments[parent].parent
+      found[segment.response] = (tokens, len(segment.tokens))
+  return [found[n] for n in sorted(found)]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.sampled_from(TEXT) | st.text(max_size=20), st.lists(st.sampled_from(TEXT) | st.text(min_size=1, max_size=20), min_size=1, max_size=3))
+def test_every_path_is_the_whole_text_s_tokenisation(tokenizer, prompt, responses):
+  tree = tokenizer.encode_record(record(prompt, *responses), max_length=1000)
+  for response, (tokens, own) in zip(responses, paths(tree), strict=True):
+    whole = tokenizer.backend.encode(prompt + response)
+    assert tokens == [*whole.ids, tokenizer.eos_id]
+    before = tokenizer.backend.decode(tokens[1 : len(tokens) - own], skip_special_tokens=False)
+    assert (prompt + response).startswith(before.rstrip('\ufffd')) and len(before.rstrip('\ufffd')) <= len(prompt)  # no response character before it
+
+
+def test_a_seam_that_merges_belongs_to_the_response(tokenizer):
+  tree = tokenizer.encode_record(record('the c', 'at sat', 'ar'), max_length=100)
+  ids = [tokenizer.backend.encode(text).ids for text in ('the cat sat', 'the car')]
+  assert ids[0][2] != ids[1][2]  # ' cat' is one token: the prompt's last letter merges with the response
+  assert list(tree.segments[0].tokens) == ids[0][:2]
+  assert [tokens[:-1] for tokens, _ in paths(tree)] == ids
+
+
+def test_the_prompt_is_there_once(tokenizer):
+  tree = tokenizer.encode_record(record('the cat sat on ', 'the mat', 'hello'), max_length=100)
+  assert len(tree.segments) == 3 and trees.size(tree) < sum(len(tokens) for tokens, _ in paths(tree))
+  assert set(tree.labels) == {'wins', 'ratings', 'weights', 'margins', 'truncated'}
+
+
+MESSAGES = ({'role': 'user', 'content': 'the cat?'},)
+
+
+def test_chat_template_as_transformers_renders_it(tokenizer):
+  # What transformers' apply_chat_template gives for this template: trim_blocks and lstrip_blocks swallow the newlines that follow blocks.
+  expected = '<s><|im_start|>user\nthe cat?<|im_end|>\n<|im_start|>assistant\n'
+  assert tokenizer.render(MESSAGES, add_generation_prompt=True) == expected
+  tree = tokenizer.encode_record(record(MESSAGES, 'sat', 'hello'), max_length=100)
+  for response, (tokens, own) in zip(('sat', 'hello'), paths(tree), strict=True):
+    text = expected + response + '<|im_end|>\n'
+    assert tokens == tokenizer.backend.encode(text, add_special_tokens=False).ids
+    assert tokens.count(tokenizer.bos_id) == 1 and tokenizer.eos_id not in tokens  # neither doubled nor added
+    assert tokenizer.backend.decode(tokens[-own:], skip_special_tokens=False) == response + '<|im_end|>\n'
+
+
+def test_messages_without_a_template_become_a_transcript(directory):
+  bare = Tokenizer.load(directory / 'tokenizer.json')
+  assert not bare.has_chat_template
+  messages = [*MESSAGES, {'role': 'assistant', 'content': 'sat'}, {'role': 'user', 'content': 'where?'}]
+  assert bare.render(messages, add_generation_prompt=True) == '\n\nHuman: the cat?\n\nAssistant: sat\n\nHuman: where?\n\nAssistant: '
+
+
+def test_pad_may_be_eos(tokenizer):
+  assert tokenizer.pad_id == tokenizer.eos_id
+  tree = tokenizer.encode_record(record('the cat', ' sat', ' hello'), max_length=100)
+  batch = trees.pack([[tree]], length=32, slots=1, responses=2)
+  assert all(batch.tokens[0, end] == tokenizer.eos_id for end in batch.response_ends[0, 0])  # the pooled token is EOS itself, not the one before
+
+
+def test_eos_in_the_text_is_not_doubled(tokenizer):
+  (tokens, _), = paths(tokenizer.encode_record(record('the cat', ' sat</s>'), max_length=100))
+  assert tokens.count(tokenizer.eos_id) == 1
+
+
+@pytest.mark.parametrize('max_length', [4, 9, 12, 14, 20])
+def test_truncation_keeps_bos_the_prompt_s_end_and_a_response(tokenizer, max_length):
+  one = record('the cat sat on the mat ', 'hello hello hello', 'the mat')
+  whole = tokenizer.encode_record(one, max_length=1000)
+  tree = tokenizer.encode_record(one, max_length=max_length)
+  longest = max(len(tokens) for tokens, _ in paths(whole))
+  assert tree.labels['truncated'] == (longest > max_length)
+  for (tokens, own), (full, full_own) in zip(paths(tree), paths(whole), strict=True):
+    assert len(tokens) <= max_length and own >= 1 and tokens[0] == tokenizer.bos_id
+    assert tokens[-own:] == full[len(full) - full_own :][:own]
+    prompt, full_prompt = tokens[1:-own], full[1 : len(full) - full_own]
+    assert not prompt or full_prompt[-len(prompt) :] == prompt  # cut from the left
+  if longest > max_length:
+    assert tokenizer.encode_record(one, max_length=max_length, too_long='refuse') == f'f:1: {longest} tokens, and data.max_length is {max_length}'
+
+
+def test_text_without_prompt_and_bos_is_a_forest(directory):
+  tokenizer = Tokenizer.load(directory)
+  tokenizer.backend.post_processor = processors.ByteLevel()
+  tree = tokenizer.encode_record(record('', 'the cat', 'hello'), max_length=100)
+  batch = trees.pack([[tree]], length=16, slots=1, responses=2)
+  assert [segment.parent for segment in tree.segments] == [-1, -1]
+  np.testing.assert_array_equal(batch.positions[0, batch.response_ends[0, 0]], [len(tokens) - 1 for tokens, _ in paths(tree)])
+
+
+def test_save_and_load_again(tokenizer, tmp_path):
+  tokenizer.save(tmp_path)
+  again = Tokenizer.load(tmp_path)
+  assert again.render(MESSAGES) == tokenizer.render(MESSAGES)
+  assert (again.bos_id, again.eos_id, again.pad_id, again.unk_id, again.vocab_size) == (0, 1, 1, -1, tokenizer.vocab_size)
+
+
+def test_bad_input_is_named(tokenizer, tmp_path):
+  with pytest.raises(InputError, match='holds no tokenizer.json: set config.data.tokenizer'):
+    Tokenizer.load(tmp_path)
+  (tmp_path / 'tokenizer.json').write_text('{}')
+  with pytest.raises(InputError, match='tokenizer.json is no tokenizer'):
+    Tokenizer.load(tmp_path)
+  with pytest.raises(BadRecord, match='f:1: a response has no tokens'):
+    tokenizer.encode_record(record('the', ''), max_length=9)
+  picky = Tokenizer(tokenizer.backend, {}, "{{ raise_exception('roles must alternate') }}")
+  with pytest.raises(BadRecord, match='f:1: the chat template refuses the messages: roles must alternate'):
+    picky.encode_record(record(MESSAGES, 'a'), max_length=9)
