@@ -5,9 +5,11 @@
 Writes DIR/config.json, metrics.jsonl, TensorBoard events, checkpoints, result.json and figures. The same command resumes a run that was stopped.
 """
 
+from collections.abc import Iterator
 import functools
 import json
 from pathlib import Path
+import pkgutil
 import time
 from typing import Any
 
@@ -18,17 +20,19 @@ from ml_collections import config_flags
 
 from experiments import cli
 from rmjax.data import pipeline
+from rmjax.data.sources import open_source
+from rmjax.data.tokenizer import Tokenizer
 from rmjax.errors import InputError
 from rmjax.evaluation import figures
-from rmjax.evaluation.scoring import score_source
+from rmjax.evaluation.scoring import score_records
 from rmjax.evaluation.summary import summary
 from rmjax.models import build
 from rmjax.training import loop, optimizers
 from rmjax.training.checkpoints import Checkpoints
-from rmjax.training.mesh import check_fits, make_mesh, shard_batch
+from rmjax.training.mesh import check_fits, make_mesh, shard_batch, use_mesh
 from rmjax.training.metrics import Mean, write_json, Writer
 from rmjax.training.reward import reward_objective
-from rmjax.training.saved import init_params, open_data
+from rmjax.training.saved import choose_decoder, describe, init_params
 from rmjax.training.step import flat_metrics, init_state, make_step
 
 _CONFIG = config_flags.DEFINE_config_file('config', lock_config=True)
@@ -38,68 +42,91 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.', require
 def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
   """Trains, evaluates, and returns what it wrote to result.json."""
   started = time.time()
-  claim(workdir, config)
 
   # Data
-  tokenizer, train_source, eval_source = open_data(config)
+  train_source, eval_source, tokenizer = open_data(config)
   encode = functools.partial(tokenizer.encode_record, max_length=config.data.max_length, too_long=config.data.too_long)
-  shape = dict(
-    rows=config.train.rows // jax.process_count(),
-    length=config.train.length,
-    slots=config.train.slots,
-    responses=config.train.responses,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-  )
-  batches = pipeline.train_batches(train_source, encode, seed=config.seed, **shape)
+  shape = dict(rows=config.train.rows, length=config.train.length, slots=config.train.slots, responses=config.train.responses)
+  shard = {**shape, 'rows': config.train.rows // jax.process_count(), 'process_index': jax.process_index(), 'process_count': jax.process_count()}
+  batches = pipeline.train_batches(train_source, encode, seed=config.seed, **shard)
 
-  # Mesh, model, state
+  # Mesh and model
   mesh = make_mesh(**config.mesh)
-  model = build(**config.model, vocab_size=tokenizer.vocab_size, max_length=config.data.max_length)
-  check_fits(mesh, rows=config.train.rows, accumulate=config.train.accumulate, length=config.train.length, decoder=model.backbone.config)
-  jax.set_mesh(mesh)
-  key = jax.random.key(config.seed)
-  params = {'reward': init_params(model, config.model.path, mesh, key)}
-  options = config.optimizer.to_dict()
-  schedule = optimizers.make_schedule(steps=config.train.steps, **{name: options.pop(name) for name in ('learning_rate', 'schedule', 'warmup', 'final')})
-  parts = {'reward': optimizers.make_optimizer(params['reward'], schedule, **options)}
-  state = init_state(params, parts, key)
+  settings = config.model.to_dict()
+  path = settings.pop('path')
+  decoder = choose_decoder(path, settings.pop('decoder'), tokenizer=tokenizer, max_length=config.data.max_length)
+  check_fits(mesh, rows=config.train.rows, accumulate=config.train.accumulate, length=config.train.length, decoder=decoder)
+  model = build(decoder, **settings)
+  claim(workdir, config)
+  tokenizer.save(workdir / 'tokenizer')
 
-  # Step and evaluation
-  objective = reward_objective(model, config.losses)
-  step = jax.jit(make_step(objective, parts, accumulate=config.train.accumulate), donate_argnums=0)
-  measure = jax.jit(lambda params, batch: flat_metrics(*objective(params, batch, key, 0)))
+  with use_mesh(mesh):
+    # State
+    key = jax.random.key(config.seed)
+    params = {'reward': init_params(model, path, mesh, key)}
+    options = config.optimizer.to_dict()
+    schedule = optimizers.make_schedule(steps=config.train.steps, **{name: options.pop(name) for name in ('learning_rate', 'schedule', 'warmup', 'final')})
+    parts = {'reward': optimizers.make_optimizer(params['reward'], schedule, **options)}
+    state = init_state(params, parts, key)
 
-  def evaluate(state) -> dict[str, float]:
-    mean = Mean()
-    for batch in pipeline.eval_batches(eval_source, encode, **shape):
-      mean.add(measure(state.params, shard_batch(batch.trees, mesh)))
-    means = mean.means()
-    means.pop('num_tokens')
-    return means
+    # Step and evaluation
+    objective = reward_objective(model, config.losses)
+    step = jax.jit(make_step(objective, parts, accumulate=config.train.accumulate), donate_argnums=0)
+    measure = jax.jit(lambda params, batch: flat_metrics(*objective(params, batch, key, 0)))
 
-  # Resume
-  checkpoints = Checkpoints(workdir, best=config.train.best, keep=config.train.keep)
-  meta = {'config': config.to_dict()}
-  if checkpoints.latest() is not None:
-    state, meta = checkpoints.restore(state, batches)
-  writer = Writer(workdir, resume_step=int(state.step), wandb=config.wandb and {'project': config.wandb, 'config': config.to_dict()})
+    def evaluate(state) -> dict[str, float]:
+      mean = Mean()
+      for batch in pipeline.eval_batches(eval_source, encode, **shard):
+        mean.add(measure(state.params, shard_batch(batch.trees, mesh)))
+      return {name: value for name, value in mean.means().items() if name != 'num_tokens'}
 
-  state, last = loop.fit(
-    state, step, batches, mesh=mesh, checkpoints=checkpoints, writer=writer, meta=meta, schedule=schedule, epoch_size=len(train_source),
-    evaluate=evaluate, steps=config.train.steps, log_every=config.train.log_every, eval_every=config.train.eval_every, save_every=config.train.save_every,
-  )  # fmt: skip
-  checkpoints.close()
-  writer.close()
+    # Resume
+    checkpoints = Checkpoints(workdir, best=config.train.best, keep=config.train.keep)
+    meta = {'config': config.to_dict(), 'decoder': describe(decoder)}
+    if checkpoints.latest() is not None:
+      state, meta = checkpoints.restore(state, batches)
+    wandb = {'project': config.wandb, 'config': config.to_dict()} if config.wandb else None
+    writer = Writer(workdir, resume_step=int(state.step), wandb=wandb)
 
-  # Result
-  scored = list(score_source(model, state.params['reward'], eval_source, encode, mesh=mesh, **shape))
+    state, last = loop.fit(
+      state, step, batches, steps=config.train.steps, mesh=mesh, checkpoints=checkpoints, writer=writer, meta=meta, schedule=schedule,
+      epoch_size=len(train_source), evaluate=evaluate,
+      log_every=config.train.log_every, eval_every=config.train.eval_every, save_every=config.train.save_every,
+    )  # fmt: skip
+    checkpoints.close()
+    writer.close()
+
+    # Result
+    scored = list(score_records(model, state.params['reward'], (eval_source[i] for i in range(len(eval_source))), encode, mesh=mesh, **shape))
   bad = {'train_bad_rows': len(train_source.bad), 'eval_bad_rows': len(eval_source.bad)}
   result = {**last, **{f'eval_{name}': value for name, value in summary(scored).items()}, **bad, 'seconds': time.time() - started}
   write_json(workdir / 'result.json', result)
   figures.training_curves(workdir / 'metrics.jsonl', workdir / 'figures' / 'training.png')
   figures.report(scored, workdir / 'figures')
   return result
+
+
+def open_data(config: ml_collections.ConfigDict) -> tuple[Any, Any, Tokenizer]:
+  """Training records, evaluation records and the tokenizer: from files, or from the config's world where it names none.
+
+  Raises:
+    InputError: neither is given, or one cannot be read.
+  """
+  if config.data.train and config.data.eval:
+    columns = dict(pair.split('=', 1) for pair in config.data.columns.split(',') if '=' in pair)
+    sources = [open_source(files, columns=columns, bad_rows=config.data.bad_rows) for files in (config.data.train, config.data.eval)]
+    path = config.data.tokenizer or config.model.path
+    if not path:
+      raise InputError('config.data.tokenizer is empty: give a directory with a tokenizer.json, or a config.model.path that has one')
+  elif config.world.name:
+    world = config.world.to_dict()
+    make, sizes = pkgutil.resolve_name(world.pop('name')), {split: world.pop(f'{split}_size') for split in ('train', 'eval')}
+    sources = [make(split=split, seed=config.seed, size=size, **world) for split, size in sizes.items()]
+    path = config.data.tokenizer or sources[0].tokenizer_path
+  else:
+    missing = 'train' if not config.data.train else 'eval'
+    raise InputError(f'config.data.{missing} is empty: give --config.data.{missing}=FILE (JSON Lines, Parquet or tfds:NAME)')
+  return *sources, Tokenizer.load(path)
 
 
 def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
@@ -119,19 +146,17 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
   write_json(path, wanted)
 
 
-def _leaves(tree: Any, prefix: str = ''):
-  if isinstance(tree, dict):
-    for name, item in tree.items():
-      yield from _leaves(item, f'{prefix}.{name}' if prefix else name)
-  else:
-    yield prefix, tree
+def _leaves(tree: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
+  for name, item in tree.items():
+    yield from _leaves(item, f'{prefix}{name}.') if isinstance(item, dict) else [(prefix + name, item)]
 
 
 def main() -> None:
   """Trains what the flags say, and prints the result's main figures."""
   result = train(_CONFIG.value, Path(_WORKDIR.value))
-  accuracy, error = result['eval_accuracy'], result['eval_accuracy_se']
-  print(f'eval accuracy {accuracy:.4f} +- {error:.4f} in {result["seconds"]:.0f} s; figures and result.json in {_WORKDIR.value}')
+  figures_of = ('eval_accuracy', 'eval_accuracy_se', 'eval_bayes_accuracy', 'eval_gold_accuracy', 'eval_best_of_n_accuracy', 'tokens_per_second', 'seconds')
+  print('  '.join(f'{name} {result[name]:.4g}' for name in figures_of if name in result))
+  print(f'figures and result.json are in {_WORKDIR.value}')
 
 
 if __name__ == '__main__':

@@ -17,7 +17,7 @@ import numpy as np
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Trees:
   """A batch of packed trees; every field has rows first, so rows can be sharded.
 

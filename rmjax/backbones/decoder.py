@@ -32,7 +32,7 @@ class DecoderConfig:
     head_dim: 0 for D / H.
     max_positions: longest path.
     rope_theta: base of rotary embeddings.
-    rope_scaling: Hugging Face's dict for them ('linear' or 'llama3'), or None.
+    rope_scaling: items of Hugging Face's dict for them ('linear' or 'llama3'); any mapping will do, () for none.
     local_rope_theta: base in layers with a window; 0 for the same (Gemma 3 has another).
     windows: attention window of each layer, 0 for none; () for none anywhere.
     norm_eps: epsilon of the RMS norms.
@@ -59,7 +59,7 @@ class DecoderConfig:
   head_dim: int = 0
   max_positions: int = 1 << 20
   rope_theta: float = 10000.0
-  rope_scaling: Mapping[str, Any] | None = None
+  rope_scaling: Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
   local_rope_theta: float = 0.0
   windows: tuple[int, ...] = ()
   norm_eps: float = 1e-5
@@ -87,6 +87,7 @@ class DecoderConfig:
       raise InputError(f"activation = '{self.activation}': choose one of {', '.join(ACTIVATIONS)}")
     object.__setattr__(self, 'head_dim', self.head_dim or self.hidden_size // self.num_heads)
     object.__setattr__(self, 'windows', tuple(self.windows))
+    object.__setattr__(self, 'rope_scaling', tuple(sorted(dict(self.rope_scaling or ()).items())))  # hashable
 
 
 ACTIVATIONS = {'silu': nn.silu, 'gelu_tanh': functools.partial(nn.gelu, approximate=True)}
@@ -127,7 +128,7 @@ def rope_frequencies(config: DecoderConfig, *, local: bool = False) -> np.ndarra
   """
   theta = config.local_rope_theta if local else config.rope_theta
   frequencies = theta ** -(np.arange(0, config.head_dim, 2) / config.head_dim)
-  scaling = {} if local else dict(config.rope_scaling or {})
+  scaling = {} if local else dict(config.rope_scaling)
   kind = scaling.get('rope_type', scaling.get('type', 'default'))
   if kind == 'linear':
     frequencies = frequencies / scaling['factor']

@@ -97,7 +97,7 @@ def _batches(records: Iterable[Record], encode: Encode, **shape: int) -> Iterato
     if isinstance(tree, str):
       items.append(_Item(index, record, refused=tree))
     else:
-      tree = trees.Tree(tree.segments, {'truncated': tree.labels['truncated']})
+      tree, truncated = trees.Tree(tree.segments), bool(tree.labels['truncated'])
       larger = {**shape, 'length': _double(shape['length'], trees.size(tree)), 'responses': _double(shape['responses'], len(record.responses))}
       place = packer.add(tree) if larger == shape else None
       if place is None:
@@ -105,7 +105,7 @@ def _batches(records: Iterable[Record], encode: Encode, **shape: int) -> Iterato
           yield items, packer.pack()
         items, packer, shape = [], Packer(**larger), larger
         place = packer.add(tree)
-      items.append(_Item(index, record, place, bool(tree.labels['truncated'])))
+      items.append(_Item(index, record, place, truncated))
     if len(items) == shape['rows'] * shape['slots']:
       yield items, packer.pack()
       items, packer = [], Packer(**shape)

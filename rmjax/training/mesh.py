@@ -42,8 +42,17 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, sequence: int =
   if math.prod(sizes.values()) != count or min(sizes.values()) < 1:
     shape = ' x '.join(f'{axis} {size}' for axis, size in sizes.items())
     raise InputError(f'mesh {shape} does not fit {count} devices: set one of config.mesh.* to -1, or make their product {count}')
+  return _mesh(tuple(sizes.values()), jax.devices())
+
+
+def one_device_mesh() -> Mesh:
+  """A mesh of the first device alone."""
+  return _mesh((1,) * len(AXES), jax.devices()[:1])
+
+
+def _mesh(sizes: tuple[int, ...], devices: list[jax.Device]) -> Mesh:
   # Auto axes: under Explicit ones, JAX's default, Linen's logical constraints fail.
-  return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 @contextlib.contextmanager

@@ -1,29 +1,72 @@
 """Parameters of reward models: fresh ones, and those of a trained run or a Hugging Face directory."""
 
+from collections.abc import Mapping
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rmjax import trees
 from rmjax.backbones import pretrained
+from rmjax.backbones.decoder import DecoderConfig
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.errors import InputError
 from rmjax.models import build, RewardModel
 from rmjax.training.checkpoints import read_meta, restore_params
-from rmjax.training.mesh import make_mesh, shardings
+from rmjax.training.mesh import one_device_mesh, shardings, use_mesh
 
 
 class Saved(NamedTuple):
-  """A reward model that was trained, and how its text was prepared."""
+  """A trained reward model, and how its text was prepared."""
 
   model: RewardModel
   params: Any
   tokenizer: Tokenizer
-  data: dict[str, Any]  # `max_length` and `too_long` of the run
+  data: dict[str, Any]  # `max_length` and `too_long`
+
+
+def choose_decoder(path: str, decoder: Mapping[str, Any], *, tokenizer: Tokenizer, max_length: int) -> DecoderConfig:
+  """Architecture to train.
+
+  Args:
+    path: Hugging Face directory whose architecture to take; '' takes `decoder`.
+    decoder: fields of `DecoderConfig`; the vocabulary is the tokenizer's.
+    tokenizer: what the text is tokenised by.
+    max_length: longest path in tokens.
+
+  Raises:
+    InputError: the tokenizer has more tokens than the embedding, paths are longer than the network's positions, or a field is unknown.
+  """
+  try:
+    config = pretrained.read_config(path) if path else DecoderConfig(**{'vocab_size': tokenizer.vocab_size, **decoder})
+  except TypeError as e:
+    raise InputError(f'config.model.decoder: {e}') from e
+  if tokenizer.vocab_size > config.vocab_size:
+    mend = f'set config.data.tokenizer to the one that {path} was trained with' if path else 'leave config.model.decoder.vocab_size out'
+    raise InputError(f'the tokenizer has {tokenizer.vocab_size} tokens and the embedding {config.vocab_size}: {mend}')
+  if max_length > config.max_positions:
+    raise InputError(f'config.data.max_length = {max_length}, and the network has {config.max_positions} positions: lower it')
+  return config
+
+
+def init_params(model: RewardModel, path: str, mesh: Mesh, key: jax.Array) -> Any:
+  """Parameters to start from, each laid out on the mesh as it is made.
+
+  Args:
+    model: the model.
+    path: Hugging Face directory the backbone is read from, and the head where both have a scalar one; '' draws everything.
+    mesh: where parameters go.
+    key: PRNG key.
+  """
+  abstract = abstract_params(model, mesh)
+  found = _read(path, abstract) if path else {}
+  # Only what was not found is drawn: the rest of `init` is dead code, and memory holds the parameters once.
+  draw = lambda key: _without(nn.unbox(model.init(key, _example()))['params'], found)
+  layout = jax.tree.map(lambda x: x.sharding, _without(abstract, found))
+  return _merge(jax.jit(draw, out_shardings=layout)(key), found)
 
 
 def load_reward_model(directory: Path | str, *, best: bool = False, mesh: Mesh | None = None) -> Saved:
@@ -32,49 +75,61 @@ def load_reward_model(directory: Path | str, *, best: bool = False, mesh: Mesh |
   Args:
     directory: the --workdir of a training run, or a Hugging Face directory of a `...ForSequenceClassification` model with one label.
     best: the checkpoint that was best by the run's metric, instead of the newest.
-    mesh: where parameters go; the first device alone if None.
+    mesh: where parameters go; one device if None.
 
   Raises:
     InputError: the directory is neither, or is broken.
   """
-  directory = Path(directory)
-  mesh = mesh or jax.make_mesh((1,) * len(AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=jax.devices()[:1])
+  directory, mesh = Path(directory), mesh or one_device_mesh()
+  if not directory.is_dir():
+    raise InputError(f'{directory} does not exist: give the --workdir of a training run or a Hugging Face directory')
   if (directory / 'checkpoints').is_dir():
-    config = read_meta(directory)['config']
-    tokenizer = Tokenizer.load(directory / 'tokenizer')
-    decoder = pretrained.read_config(directory)
-  else:
-    pass
+    meta = read_meta(directory)
+    settings = meta['config']['model']
+    model = build(DecoderConfig(**meta['decoder']), **{name: settings[name] for name in ('dtype', 'remat', 'head', 'lora')})
+    params = restore_params(directory, {'reward': abstract_params(model, mesh)}, best=best)['reward']
+    data = {name: meta['config']['data'][name] for name in ('max_length', 'too_long')}
+    return Saved(model, params, Tokenizer.load(directory / 'tokenizer'), data)
+  config = pretrained.read_config(directory)
+  if pretrained.load_score(directory) is None:
+    raise InputError(f'{directory} has no reward head (score.weight): train one with --config.model.path={directory}')
+  model = build(config, dtype='float32', remat='none', head=dict(name='rmjax.heads.scalar:ScalarHead'), lora=dict(rank=0))
+  params = _read(directory, abstract_params(model, mesh))
+  return Saved(model, params, Tokenizer.load(directory), dict(max_length=config.max_positions, too_long='truncate'))
 
 
-def init_params(model: RewardModel, path: str, mesh: Mesh, key: jax.Array) -> Any:
-  """Parameters to start from, each laid out on the mesh as it is made.
-
-  Args:
-    model: the model.
-    path: Hugging Face directory the backbone is read from, and the head if it has a scalar one; '' draws everything.
-    mesh: where parameters go.
-    key: PRNG key.
-  """
-  init = lambda key: nn.unbox(model.init(key, _example()))['params']
-  layout = param_shardings(model, mesh)
-  if not path:
-    return jax.jit(init, out_shardings=layout)(key)
-  abstract = abstract_params(model, mesh)
-  # What the directory lacks (a head, adapters) is drawn; the draw of the rest is dead code.
-  drawn = jax.jit(lambda key: _without_backbone(init(key)), out_shardings=_without_backbone(layout))(key)
-  return {**drawn, 'backbone': pretrained.load_decoder(path, abstract['backbone'])}
-
-
-def param_shardings(model: RewardModel, mesh: Mesh) -> Any:
-  """NamedShardings of the model's parameters."""
-  return shardings(jax.eval_shape(model.init, jax.random.key(0), _example()), mesh)['params']
+def describe(config: DecoderConfig) -> dict[str, Any]:
+  """The architecture as JSON-able fields, for a checkpoint's `meta`."""
+  return dataclasses.asdict(config)
 
 
 def abstract_params(model: RewardModel, mesh: Mesh) -> Any:
   """Shapes, dtypes and shardings of the model's parameters."""
-  shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), _example()))['params']
-  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, param_shardings(model, mesh))
+  with use_mesh(mesh):
+    boxed = jax.eval_shape(model.init, jax.random.key(0), _example())['params']
+    return jax.tree.map(lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), nn.unbox(boxed), shardings(boxed, mesh))
+
+
+def _read(path: Path | str, abstract: Any) -> Any:
+  """What a Hugging Face directory has of a reward model: the backbone, and the scalar head if there is one on both sides."""
+  found = {'backbone': pretrained.load_decoder(path, abstract['backbone'])}
+  score, kernel = pretrained.load_score(path), abstract['head'].get('score', {}).get('kernel')
+  if score is not None and kernel is not None and kernel.shape == score.shape:
+    found['head'] = {'score': {'kernel': jax.device_put(score, kernel.sharding)}}
+  return found
+
+
+def _without(tree: Any, found: Any) -> Any:
+  """The leaves of a nested dict that `found` lacks."""
+  kept = {name: value for name, value in tree.items() if isinstance(value, dict) or name not in found}
+  return {name: _without(value, found.get(name, {})) if isinstance(value, dict) else value for name, value in kept.items()}
+
+
+def _merge(one: Any, two: Any) -> Any:
+  """All leaves of two nested dicts that share none."""
+  if not isinstance(one, dict):
+    return one
+  return {name: _merge(one[name], two.get(name, {})) if name in one else two[name] for name in one | two}
 
 
 def _example() -> trees.Trees:
