@@ -71,7 +71,7 @@ class DecoderConfig:
   sandwich_norm: bool = False
   unit_offset: bool = False
   embedding_scale: bool = False
-  query_scale: float = 0.0
+  query_scale: int = 0
   attention_softcap: float = 0.0
   logit_softcap: float = 0.0
   tie_embeddings: bool = True

@@ -88,7 +88,7 @@ def from_hf(raw: Mapping[str, Any]) -> DecoderConfig:
     sandwich_norm=gemma,
     unit_offset=gemma,
     embedding_scale=gemma,
-    query_scale=float(c['query_pre_attn_scalar']) if gemma else 0.0,
+    query_scale=int(c['query_pre_attn_scalar']) if gemma else 0,
     attention_softcap=(c.get('attn_logit_softcapping') or 0.0) if gemma else 0.0,
     logit_softcap=(c.get('final_logit_softcapping') or 0.0) if gemma else 0.0,
     tie_embeddings=bool(c['tie_word_embeddings']),
