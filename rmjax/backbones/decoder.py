@@ -206,7 +206,7 @@ NO_WINDOW = 1 << 30
 
 
 def _dense(features: int, axes: tuple[str, str], bias: bool, *, dtype: Any, name: str) -> nn.Dense:
-  init = nn.with_logical_partitioning(nn.initializers.normal(0.02), axes)
+  init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), axes)
   return nn.Dense(features, use_bias=bias, dtype=dtype, kernel_init=init, bias_init=nn.with_logical_partitioning(nn.initializers.zeros, axes[1:]), name=name)
 
 
@@ -227,7 +227,7 @@ class Decoder(nn.Module):
     c = self.config
     if self.remat not in REMAT:
       raise InputError(f"remat = '{self.remat}': choose one of {', '.join(REMAT)}")
-    init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ('vocab', 'embed'))
+    init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ('vocab', 'embed'))
     self.embedding = nn.Embed(c.vocab_size, c.hidden_size, embedding_init=init, dtype=self.dtype)
     block = Block if self.remat == 'none' else nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False)
     self.layers = nn.scan(

@@ -107,7 +107,8 @@ def abstract_params(model: RewardModel, mesh: Mesh) -> Any:
   """Shapes, dtypes and shardings of the model's parameters."""
   with use_mesh(mesh):
     boxed = jax.eval_shape(model.init, jax.random.key(0), _example())['params']
-    return jax.tree.map(lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), nn.unbox(boxed), shardings(boxed, mesh))
+    shapes = jax.eval_shape(lambda: nn.unbox(model.init(jax.random.key(0), _example()))['params'])
+    return jax.tree.map(lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), shapes, shardings(boxed, mesh))
 
 
 def _read(path: Path | str, abstract: Any) -> Any:
