@@ -82,8 +82,12 @@ def _lists(row: Row) -> dict[str, Any]:
 
 
 def _responses(row: Row) -> dict[str, Any]:
-  """N-way: `responses` with `ratings`, or with `ranks`, 1 being the best."""
+  """N-way: `responses` with `wins` (who beat whom), `ratings`, or `ranks`, 1 being the best."""
   texts = _texts(row, 'responses')
+  if 'wins' in row:
+    wins = _matrix('wins', row['wins'], len(texts))
+    ratings = [math.nan if value is None else value for value in row.get('ratings') or [None] * len(texts)]
+    return dict(prompt=_prompt(row), responses=texts, wins=wins, ratings=ratings, column='responses')
   name = 'ratings' if 'ratings' in row else 'ranks'
   if name not in row:
     return dict(prompt=_prompt(row), responses=texts, column='responses')
@@ -267,6 +271,18 @@ def _texts(row: Row, column: str) -> list[str]:
   if not isinstance(values, Sequence) or isinstance(values, str) or not values or not all(isinstance(value, str) for value in values):
     raise _Bad(column, f'a list of texts is wanted, not {_short(values)}')
   return list(values)
+
+
+def _matrix(column: str, value: Any, size: int) -> np.ndarray:
+  """float32[size, size] of a tournament."""
+  try:
+    wins = np.asarray(value, np.float32)
+  except (TypeError, ValueError) as e:
+    raise _Bad(column, f'numbers are wanted, not {_short(value)}') from e
+  compared = wins + wins.T if wins.shape == (size, size) else np.full(1, np.nan)
+  if not np.all(np.isclose(compared, 1) | (compared == 0)) or np.any(wins < 0):
+    raise _Bad(column, f'for {size} responses a {size} x {size} matrix is wanted, wins[i][j] + wins[j][i] being 1 where compared and 0 elsewhere')
+  return wins
 
 
 def _number(row: Row, column: str, default: float) -> float:

@@ -177,13 +177,17 @@ class _Tfds:
     return len(self._rows)
 
   def row(self, index: int) -> tuple[str, Any]:
-    return f'{self.name}:{index + 1}', _plain(self._rows[index])
+    row = _plain(self._rows[index])
+    talk = row.pop('messages', None)
+    if isinstance(talk, Mapping) and talk.get('role'):  # TFDS turns a list of objects into an object of lists
+      row['prompt'] = [dict(zip(talk, values, strict=True)) for values in zip(*talk.values(), strict=True)]
+    return f'{self.name}:{index + 1}', row
 
 
 def _plain(value: Any) -> Any:
-  """TFDS gives bytes and numpy numbers; empty text and NaN stand for what a row does not have."""
+  """TFDS gives bytes and numpy numbers, and NaN for a number that a row does not have."""
   if isinstance(value, Mapping):
-    return {name: plain for name, item in value.items() if (plain := _plain(item)) not in ('', None)}
+    return {name: plain for name, item in value.items() if (plain := _plain(item)) is not None}
   if isinstance(value, bytes):
     return value.decode()
   if isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim):
