@@ -25,6 +25,7 @@ class Scored:
     where: 'file:line'.
     ratings: the data's absolute score of each response, NaN where unknown.
     gold: the true quality of each response, where the data knows it.
+    probability: probability[i, j] is the annotator's of preferring i to j, where a world knows it.
     truncated: whether tokens were cut off to make it fit.
     refused: why it was not scored, or None.
   """
@@ -39,6 +40,7 @@ class Scored:
   where: str = ''
   ratings: Float[np.ndarray, 'N'] | None = None
   gold: Float[np.ndarray, 'N'] | None = None
+  probability: Float[np.ndarray, 'N N'] | None = None
   truncated: bool = False
   refused: str | None = None
 
@@ -52,6 +54,7 @@ class Pairs:
     wins: how much i was preferred to j; 0.5 is a tie.
     lengths: tokens of i and of j.
     gold: gold quality of i less that of j, NaN where unknown.
+    probability: the annotator's of preferring i to j, NaN where unknown.
     groups: fingerprint of the prompt.
     subsets: name of the record's subset.
   """
@@ -60,13 +63,14 @@ class Pairs:
   wins: Float[np.ndarray, 'P']
   lengths: Int[np.ndarray, 'P 2']
   gold: Float[np.ndarray, 'P']
+  probability: Float[np.ndarray, 'P']
   groups: Int[np.ndarray, 'P']
   subsets: Shaped[np.ndarray, 'P']
 
 
 def compared_pairs(scored: Iterable[Scored]) -> Pairs:
   """The comparisons of all records; those of refused records are left out."""
-  logits, wins, lengths, gold, groups, subsets = [], [], [], [], [], []
+  logits, wins, lengths, gold, probability, groups, subsets = [], [], [], [], [], [], []
   for record in scored:
     if record.refused:
       continue
@@ -75,6 +79,7 @@ def compared_pairs(scored: Iterable[Scored]) -> Pairs:
     wins.append(record.wins[i, j])
     lengths.append(np.stack([record.lengths[i], record.lengths[j]], -1))
     gold.append(np.full(len(i), np.nan) if record.gold is None else record.gold[i] - record.gold[j])
+    probability.append(np.full(len(i), np.nan) if record.probability is None else record.probability[i, j])
     groups += [record.group] * len(i)
     subsets += [record.subset] * len(i)
   join = lambda parts, dtype, shape=(): np.concatenate([np.empty((0, *shape), dtype), *parts]).astype(dtype)
@@ -83,6 +88,7 @@ def compared_pairs(scored: Iterable[Scored]) -> Pairs:
     wins=join(wins, np.float64),
     lengths=join(lengths, np.int64, (2,)),
     gold=join(gold, np.float64),
+    probability=join(probability, np.float64),
     groups=np.array(groups, np.int64),
     subsets=np.array(subsets, str),
   )

@@ -136,6 +136,7 @@ def _scored(item: _Item, result: dict[str, np.ndarray]) -> Scored:
     where=record.where,
     ratings=record.ratings,
     gold=record.labels.get('gold'),
+    probability=record.labels.get('probability'),
     truncated=item.truncated,
     refused=item.refused,
   )

@@ -24,6 +24,7 @@ def summary(scored: Sequence[Scored], *, length_baseline: Float[np.ndarray, '2']
       accuracy, accuracy_se (clustered by prompt), num_score_ties (pairs the model does not order, half right)
       accuracy/<subset>, accuracy_se/<subset>, num_pairs/<subset>: where there are several subsets
       gold_accuracy, gold_accuracy_se: compared pairs that the gold quality tells apart, ordered by it
+      bayes_accuracy: what the best predictor of a world's annotator would reach on these pairs, mean of max(p, 1 - p)
       best_of_n_accuracy, best_of_n_accuracy_se, best_of_n_chance, num_best_of_n: records of more than two responses
       rating_pearson, rating_spearman, num_rated: of reward and rating, over rated responses; and rating_length_spearman, what length alone has
       ece, brier, nll (nats)
@@ -64,6 +65,7 @@ def _accuracy(pairs: Pairs) -> dict[str, float]:
   figures = {'num_pairs': int(told.sum()), 'num_ties': int((~told).sum()), 'num_score_ties': int((right == 0.5).sum())}
   figures |= _with_error('accuracy', right, pairs.groups)
   figures |= _with_error('gold_accuracy', accuracy.agreement(pairs.logits, 0.5 + pairs.gold), pairs.groups)
+  figures['bayes_accuracy'] = accuracy.clustered_mean(np.maximum(pairs.probability, 1 - pairs.probability), pairs.groups)[0]
   subsets = np.unique(pairs.subsets)
   for subset in subsets if len(subsets) > 1 else ():
     part = pairs.subsets == subset

@@ -34,7 +34,7 @@ def reward_objective(model: RewardModel, losses: Mapping[str, Mapping[str, Any]]
   Raises:
     InputError: an unknown path, option or `per`.
   """
-  terms = {term: _resolve(term, **options) for term, options in losses.items()}
+  terms = {term: _resolve(term, **options) for term, options in losses.items() if options.get('weight', 1.0)}
 
   def objective(params, batch, key, step):
     del key, step

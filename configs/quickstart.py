@@ -1,0 +1,32 @@
+"""The quickstart: a reward model of about a million parameters, from scratch, on the embedded world, in minutes on a laptop's CPU.
+
+Run it with `make quickstart`.
+"""
+
+import ml_collections
+
+from configs import bradley_terry
+
+
+def get_config(arg: str = '') -> ml_collections.ConfigDict:
+  """Returns the config; `arg` is not used."""
+  config = bradley_terry.get_config(arg)
+  config.world = dict(
+    name='rmjax.worlds.preferences:Preferences',
+    train_size=100_000,
+    eval_size=500,
+    tasks=('lookup', 'count', 'order', 'form', 'copy'),
+    responses=6,
+    correctness=2.0,
+    completeness=1.0,
+    courtesy=0.5,
+    verbosity=-0.25,
+    temperature=0.5,
+    length_bias=0.0,
+  )
+  config.data.max_length = 64
+  config.model.update(dtype='float32', remat='none')
+  config.train.update(steps=1000, rows=8, length=192, slots=4, responses=6, log_every=50, eval_every=250, save_every=250)
+  config.optimizer.update(learning_rate=1e-3, warmup=0.05, final=0.05)
+  config.mesh.update(data=-1, fsdp=1)
+  return config
