@@ -77,6 +77,9 @@ class DecoderConfig:
   tie_embeddings: bool = True
 
   def __post_init__(self):
+    for name in ('vocab_size', 'hidden_size', 'intermediate_size', 'num_layers', 'num_heads', 'num_kv_heads', 'max_positions'):
+      if getattr(self, name) < 1:
+        raise InputError(f'{name} = {getattr(self, name)}: it must be at least 1')
     if self.num_heads % self.num_kv_heads:
       raise InputError(f'num_heads = {self.num_heads} is no multiple of num_kv_heads = {self.num_kv_heads}')
     if not self.head_dim and self.hidden_size % self.num_heads:
@@ -85,10 +88,21 @@ class DecoderConfig:
       raise InputError(f'windows has {len(self.windows)} entries for num_layers = {self.num_layers}')
     if self.activation not in ACTIVATIONS:
       raise InputError(f"activation = '{self.activation}': choose one of {', '.join(ACTIVATIONS)}")
+    if min(self.windows, default=0) < 0:
+      raise InputError(f'windows = {self.windows}: a window is positive, or 0 for none')
     object.__setattr__(self, 'head_dim', self.head_dim or self.hidden_size // self.num_heads)
     object.__setattr__(self, 'windows', tuple(self.windows))
     object.__setattr__(self, 'rope_scaling', tuple(sorted(dict(self.rope_scaling or ()).items())))  # hashable
+    if self.head_dim % 2:
+      raise InputError(f'head_dim = {self.head_dim} is odd: rotary embeddings turn pairs')
+    rope_frequencies(self)  # refuses a scaling that it does not know
 
+
+ROPE_SCALING = {
+  'default': (),
+  'linear': ('factor',),
+  'llama3': ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings'),
+}  # kind -> what it needs
 
 ACTIVATIONS = {'silu': nn.silu, 'gelu_tanh': functools.partial(nn.gelu, approximate=True)}
 
@@ -124,12 +138,16 @@ def rope_frequencies(config: DecoderConfig, *, local: bool = False) -> np.ndarra
   Reference: Su et al., RoFormer (2021), eq. 15; scaling 'linear' Chen et al. (2023), 'llama3' Llama 3.1's (2024).
 
   Raises:
-    InputError: another kind of scaling.
+    InputError: another kind of scaling, or something that it needs is missing.
   """
   theta = config.local_rope_theta if local else config.rope_theta
   frequencies = theta ** -(np.arange(0, config.head_dim, 2) / config.head_dim)
   scaling = {} if local else dict(config.rope_scaling)
   kind = scaling.get('rope_type', scaling.get('type', 'default'))
+  if kind not in ROPE_SCALING:
+    raise InputError(f"rope scaling '{kind}' is not supported: {', '.join(ROPE_SCALING)} are")
+  if missing := [name for name in ROPE_SCALING[kind] if name not in scaling]:
+    raise InputError(f"rope scaling '{kind}' lacks {', '.join(missing)}")
   if kind == 'linear':
     frequencies = frequencies / scaling['factor']
   elif kind == 'llama3':
@@ -138,8 +156,6 @@ def rope_frequencies(config: DecoderConfig, *, local: bool = False) -> np.ndarra
     low, high = scaling['low_freq_factor'], scaling['high_freq_factor']
     kept = np.clip((turns - low) / (high - low), 0, 1)
     frequencies = kept * frequencies + (1 - kept) * frequencies / scaling['factor']
-  elif kind != 'default':
-    raise InputError(f"rope scaling '{kind}' is not supported: 'default', 'linear' and 'llama3' are")
   return frequencies.astype(np.float32)
 
 
@@ -205,9 +221,14 @@ class Attention(nn.Module):
 NO_WINDOW = 1 << 30
 
 
-def _dense(features: int, axes: tuple[str, str], bias: bool, *, dtype: Any, name: str) -> nn.Dense:
-  init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), axes)
-  return nn.Dense(features, use_bias=bias, dtype=dtype, kernel_init=init, bias_init=nn.with_logical_partitioning(nn.initializers.zeros, axes[1:]), name=name)
+def _dot_general_float32(*args: Any, **options: Any) -> Array:
+  return jax.lax.dot_general(*args, **options, preferred_element_type=jnp.float32)
+
+
+def _dense(features: int, axes: tuple[str, str], bias: bool, **options: Any) -> nn.Dense:
+  kernel_init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), axes)
+  bias_init = nn.with_logical_partitioning(nn.initializers.zeros, axes[1:])
+  return nn.Dense(features, use_bias=bias, kernel_init=kernel_init, bias_init=bias_init, **options)
 
 
 class Decoder(nn.Module):
@@ -215,7 +236,7 @@ class Decoder(nn.Module):
 
   Attributes:
     config: the architecture.
-    dtype: of matrix products; parameters, norms and softmax are float32.
+    dtype: of matrix products and hidden states; parameters, norms, softmax and logits are float32.
     remat: what the backward pass recomputes: 'none', 'dots' (all but matrix products) or 'full'.
   """
 
@@ -228,7 +249,7 @@ class Decoder(nn.Module):
     if self.remat not in REMAT:
       raise InputError(f"remat = '{self.remat}': choose one of {', '.join(REMAT)}")
     init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ('vocab', 'embed'))
-    self.embedding = nn.Embed(c.vocab_size, c.hidden_size, embedding_init=init, dtype=self.dtype)
+    self.embedding = nn.Embed(c.vocab_size, c.hidden_size, embedding_init=init)
     block = Block if self.remat == 'none' else nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False)
     self.layers = nn.scan(
       block,
@@ -240,12 +261,12 @@ class Decoder(nn.Module):
     )(c, self.dtype)
     self.norm = RMSNorm(c.norm_eps, c.unit_offset)
     if not c.tie_embeddings:
-      self.unembedding = _dense(c.vocab_size, ('embed', 'vocab'), False, dtype=self.dtype, name=None)
+      self.unembedding = _dense(c.vocab_size, ('embed', 'vocab'), False, dtype=self.dtype, name=None, dot_general=_dot_general_float32)
 
   def __call__(self, tokens: Int[Array, 'R T'], positions: Int[Array, 'R T'], subtree_end: Int[Array, 'R T']) -> Float[Array, 'R T D']:
     """Hidden states after the last norm; garbage at padding."""
     c = self.config
-    x = self.embedding(tokens)
+    x = self.embedding(tokens).astype(self.dtype)  # cast after the gather, so that gradients of a frequent token add up in float32
     if c.embedding_scale:
       x = x * jnp.asarray(c.hidden_size**0.5, x.dtype)
     x = nn.with_logical_constraint(x, ('batch', 'length', None))
@@ -258,6 +279,9 @@ class Decoder(nn.Module):
   def logits(self, tokens: Int[Array, 'R T'], positions: Int[Array, 'R T'], subtree_end: Int[Array, 'R T']) -> Float[Array, 'R T V']:
     """Next-token logits in float32; `init` by this method to have the output matrix where it is not tied."""
     x = self(tokens, positions, subtree_end)
-    y = self.embedding.attend(x) if self.config.tie_embeddings else self.unembedding(x)
-    y, cap = y.astype(jnp.float32), self.config.logit_softcap
+    if self.config.tie_embeddings:
+      y = jnp.einsum('rtd,vd->rtv', x, self.embedding.embedding.astype(x.dtype), preferred_element_type=jnp.float32)
+    else:
+      y = self.unembedding(x)
+    cap = self.config.logit_softcap
     return cap * jnp.tanh(y / cap) if cap else y

@@ -24,7 +24,8 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
   'gemma3_text': (
     'Gemma3Text',
     dict(head_dim=256, tie_word_embeddings=True, hidden_activation='gelu_pytorch_tanh', sliding_window=4096, query_pre_attn_scalar=256,
-         sliding_window_pattern=6, rope_theta=1e6, rope_local_base_freq=1e4),
+         sliding_window_pattern=6, rope_theta=1e6, rope_local_base_freq=1e4, vocab_size=262208, num_attention_heads=8, num_key_value_heads=4,
+         max_position_embeddings=131072),  # the text_config of a Gemma 3 that sees is sparse
   ),
 }  # fmt: skip
 _DEFAULTS = dict(rms_norm_eps=1e-6, rope_theta=1e4, tie_word_embeddings=False, hidden_act='silu', max_position_embeddings=2048)
@@ -45,6 +46,10 @@ def read_config(path: Path | str) -> DecoderConfig:
     raise InputError(f'{file}:{e.lineno}: malformed JSON: {e.msg}') from e
   except KeyError as e:
     raise InputError(f'{file} lacks {e}') from e
+  except (AttributeError, TypeError) as e:
+    raise InputError(f'{file} holds a value of the wrong type: {e}') from e
+  except (InputError, UnicodeDecodeError) as e:
+    raise InputError(f'{file}: {e}') from e
 
 
 def from_hf(raw: Mapping[str, Any]) -> DecoderConfig:
@@ -59,6 +64,12 @@ def from_hf(raw: Mapping[str, Any]) -> DecoderConfig:
     return from_hf({'model_type': 'gemma3_text', **raw['text_config']})
   if family not in _FAMILIES:
     raise InputError(f"model_type '{family}' is not supported: {', '.join(_FAMILIES)} are")
+  if raw.get('quantization_config'):
+    raise InputError('its weights are quantized (quantization_config): give the float32, bfloat16 or float16 checkpoint')
+  if raw.get('partial_rotary_factor', 1.0) != 1.0:
+    raise InputError(f'partial_rotary_factor = {raw["partial_rotary_factor"]} is not supported: rotary embeddings turn whole heads')
+  if raw.get('use_bidirectional_attention'):
+    raise InputError('use_bidirectional_attention is set: an encoder, not a decoder')
   c = {**_DEFAULTS, **_FAMILIES[family][1], **{name: value for name, value in raw.items() if name != 'rope_scaling' or value}}
   gemma = family in ('gemma2', 'gemma3_text')
   activation = c.get('hidden_activation') or c['hidden_act']
@@ -138,7 +149,8 @@ def to_hf(config: DecoderConfig) -> tuple[str, dict[str, Any]]:
   else:
     raw |= dict(hidden_act=activation)
   if family in ('qwen2', 'qwen3'):
-    raw |= dict(use_sliding_window=bool(window), sliding_window=window or None, max_window_layers=c.num_layers)
+    first = next((i for i, w in enumerate(c.windows) if w), c.num_layers)
+    raw |= dict(use_sliding_window=bool(window), sliding_window=window or None, max_window_layers=first)
   if family not in ('llama', 'mistral'):
     raw |= dict(layer_types=['sliding_attention' if w else 'full_attention' for w in c.windows or (0,) * c.num_layers])
   if family == 'gemma3_text':

@@ -1,13 +1,15 @@
 """Hugging Face directories in and out: config.json and safetensors, streamed tensor by tensor."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+import functools
 import json
+import math
 from pathlib import Path
-import shutil
 import tempfile
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from safetensors import safe_open, SafetensorError
@@ -18,6 +20,8 @@ from rmjax.backbones.hf_config import read_config, to_hf
 from rmjax.errors import InputError
 
 __all__ = ['load_decoder', 'load_score', 'read_config', 'save']
+
+_DTYPES = {'float32': np.dtype(np.float32), 'bfloat16': np.dtype(ml_dtypes.bfloat16)}
 
 # Our path under `layers` -> (name in a Hugging Face layer, the same with norms on both sides).
 _LAYER_NORMS = {
@@ -52,34 +56,29 @@ def load_decoder(path: Path | str, abstract: Any) -> Any:
     Parameters of `abstract`'s names, but for adapters, which no such directory has.
 
   Raises:
-    InputError: a file or tensor is missing, cut short, or of another shape.
+    InputError: a file or tensor is missing, cut short, or of another shape, or a layer has tensors that `abstract` has no place for.
   """
   files = _tensor_files(Path(path))
   sandwich = 'attention_post_norm' in abstract['layers']
+  leaves = [(names, leaf, _hf_name(names, sandwich)) for names, leaf in _leaves(abstract) if not names[-1].endswith(('_lora_a', '_lora_b'))]
+  layers = range(abstract['layers']['attention_norm']['scale'].shape[0])
+  _refuse_strangers(files, {name.format(layer) for _, _, name in leaves for layer in layers})
+  one = lambda names, leaf: leaf.shape[1:] if names[0] == 'layers' else leaf.shape  # the shape of a single tensor
+  leaves.sort(key=lambda item: -math.prod(one(*item[:2])))  # the largest come while the rest of the target is not yet there
   loaded: dict[str, Any] = {}
-  for names, leaf in _leaves(abstract):
-    if names[-1].endswith(('_lora_a', '_lora_b')):
-      continue
-    stacked = names[0] == 'layers'
-    hf_name = _hf_name(names, sandwich)
-    shape = leaf.shape[1:] if stacked else leaf.shape
-    if stacked:
-      value = jax.jit(lambda leaf=leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), out_shardings=leaf.sharding)()
-      fill = jax.jit(_fill, donate_argnums=0, out_shardings=leaf.sharding)
-      for layer in range(leaf.shape[0]):
-        value = fill(value, _tensor(files, hf_name.format(layer), shape, names[-1] == 'kernel'), layer)
-        value.block_until_ready()  # or the host would run ahead and hold many tensors
-    else:
-      value = jax.device_put(_tensor(files, hf_name, shape, names[-1] == 'kernel').astype(leaf.dtype), leaf.sharding)
+  for names, leaf, name in leaves:
+    stacked, turned = names[0] == 'layers', names[-1] == 'kernel'  # kernels are [in, out] here and [out, in] there
+    shape = one(names, leaf)
+    read = functools.partial(_read, files, shape=shape[::-1] if turned else shape)
     place = loaded
-    for name in names[:-1]:
-      place = place.setdefault(name, {})
-    place[names[-1]] = value
+    for key in names[:-1]:
+      place = place.setdefault(key, {})
+    place[names[-1]] = _fill(leaf, (read(name.format(layer)) for layer in layers), turned) if stacked else _put(leaf, read(name), turned)
   return loaded
 
 
 def load_score(path: Path | str) -> np.ndarray | None:
-  """The scalar head float32[H, 1] of a `...ForSequenceClassification` directory; None where there is none."""
+  """The head float32[H, labels] of a `...ForSequenceClassification` directory, one label for a scalar reward; None where there is none."""
   files = _tensor_files(Path(path))
   if 'score.weight' not in files:
     return None
@@ -110,9 +109,18 @@ def save(
     extra: further entries of config.json, such as `pad_token_id`.
 
   Raises:
-    InputError: no Hugging Face architecture has this decoder.
+    InputError: no Hugging Face architecture has this decoder or head, adapters are not merged, the dtype is another, or a language model
+      lacks its output matrix.
     OSError: the files could not be written.
   """
+  if dtype not in _DTYPES:
+    raise InputError(f"dtype = '{dtype}': choose one of {', '.join(_DTYPES)}")
+  if any(names[-1].endswith(('_lora_a', '_lora_b')) for names, _ in _leaves(params)):
+    raise InputError('the parameters hold adapters (lora): merge them first')
+  if score is not None and score.shape != (config.hidden_size, 1):
+    raise InputError(f'score has shape {score.shape}, not {(config.hidden_size, 1)}: only a scalar head can be saved')
+  if score is None and not config.tie_embeddings and 'unembedding' not in params:
+    raise InputError('a decoder without output matrix is no language model: save it with its reward head')
   name, raw = to_hf(config)
   raw |= dict(architectures=[f'{name}For{"SequenceClassification" if score is not None else "CausalLM"}'], dtype=dtype, torch_dtype=dtype)
   if name == 'Gemma3Text' and score is None:
@@ -123,12 +131,14 @@ def save(
   path = Path(path)
   path.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=path, prefix='.writing-') as temporary:
-    _write_tensors(Path(temporary), _hf_tensors(params, score), np.dtype(ml_dtypes.bfloat16 if dtype == 'bfloat16' else np.float32), max_shard_bytes)
+    _write_tensors(Path(temporary), _hf_tensors(params, score), _DTYPES[dtype], max_shard_bytes)
     (Path(temporary) / 'config.json').write_text(json.dumps(raw, indent=2) + '\n')
-    for old in [*path.glob('model*.safetensors'), path / 'model.safetensors.index.json']:
-      old.unlink(missing_ok=True)
-    for file in Path(temporary).iterdir():
-      shutil.move(file, path / file.name)
+    written = sorted(file.name for file in Path(temporary).iterdir())
+    for file in written:
+      (Path(temporary) / file).replace(path / file)
+    for old in [*path.glob('model*.safetensors'), *path.glob('model.safetensors.index.json')]:
+      if old.name not in written:
+        old.unlink()
 
 
 def _write_tensors(directory: Path, tensors: Iterator[tuple[str, Any]], dtype: np.dtype, max_shard_bytes: int) -> None:
@@ -137,7 +147,10 @@ def _write_tensors(directory: Path, tensors: Iterator[tuple[str, Any]], dtype: n
   total = 0
 
   def flush() -> None:
-    save_file(shard, directory / f'{len(shards)}.safetensors', metadata={'format': 'pt'})
+    try:
+      save_file(shard, directory / f'{len(shards)}.safetensors', metadata={'format': 'pt'})
+    except SafetensorError as e:
+      raise OSError(f'{directory.parent} could not be written: {e}') from e
     shards.append(list(shard))
     shard.clear()
 
@@ -179,48 +192,81 @@ def _hf_name(names: tuple[str, ...], sandwich: bool) -> str:
   return f'model.layers.{{}}.{name}.{kind}'
 
 
-def _fill(value: jax.Array, tensor: jax.Array, layer: int) -> jax.Array:
-  return jax.lax.dynamic_update_index_in_dim(value, tensor.astype(value.dtype), layer, 0)
+def _fill(leaf: jax.ShapeDtypeStruct, tensors: Iterator[np.ndarray], turned: bool) -> jax.Array:
+  """Stacks tensors on the devices, in place."""
+  make, write, _ = _placing(leaf.shape, leaf.dtype, leaf.sharding, turned)
+  stack = make()
+  for layer, tensor in enumerate(tensors):
+    stack = write(stack, tensor, layer).block_until_ready()  # or the host would run ahead and hold many tensors
+  return stack
 
 
-def _tensor(files: Mapping[str, Path], name: str, shape: tuple[int, ...], turned: bool) -> np.ndarray:
-  tensor = _read(files, name)
-  wanted = shape[::-1] if turned else shape
-  if tensor.shape != wanted:
-    raise InputError(f'{files[name]}: {name} has shape {tensor.shape}, not {wanted}: a checkpoint of another architecture than its config.json')
-  return tensor.T if turned else tensor
+def _put(leaf: jax.ShapeDtypeStruct, tensor: np.ndarray, turned: bool) -> jax.Array:
+  return _placing(leaf.shape, leaf.dtype, leaf.sharding, turned)[2](tensor).block_until_ready()
 
 
-def _read(files: Mapping[str, Path], name: str) -> np.ndarray:
+@functools.cache
+def _placing(shape: tuple[int, ...], dtype: np.dtype, sharding: Any, turned: bool) -> tuple[Callable, Callable, Callable]:
+  """Jitted: an empty stack; one layer written into a stack in place; a tensor that is no stack."""
+  ours = lambda x: (x.T if turned else x).astype(dtype)
+  make = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)
+  write = jax.jit(lambda stack, x, layer: jax.lax.dynamic_update_index_in_dim(stack, ours(x), layer, 0), donate_argnums=0, out_shardings=sharding)
+  return make, write, jax.jit(ours, out_shardings=sharding)
+
+
+_ANOTHER = 'a checkpoint of another architecture than its config.json'
+
+
+def _read(files: Mapping[str, tuple[Path, str]], name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
   """One tensor. The file is opened anew for each, or its mapped pages would stay in memory."""
   if name not in files:
-    where = next(iter(files.values())).parent
-    raise InputError(f'{where} has no tensor {name}: a checkpoint of another architecture than its config.json')
-  with safe_open(files[name], 'numpy') as file:
-    return file.get_tensor(name)
+    raise InputError(f'{next(iter(files.values()))[0].parent} has no tensor {name}: {_ANOTHER}')
+  file, name_there = files[name]
+  with safe_open(file, 'numpy') as opened:
+    tensor = opened.get_tensor(name_there)
+  if shape is not None and tensor.shape != shape:
+    raise InputError(f'{file}: {name} has shape {tensor.shape}, not {shape}: {_ANOTHER}')
+  return tensor
 
 
-def _tensor_files(path: Path) -> dict[str, Path]:
-  """Tensor name -> file, every file there and whole."""
+def _refuse_strangers(files: Mapping[str, tuple[Path, str]], known: set[str]) -> None:
+  """A bias or a layer that nothing reads would change the network silently."""
+  for name, (file, _) in files.items():
+    if name.startswith('model.layers.') and name not in known and not name.endswith('.rotary_emb.inv_freq'):
+      raise InputError(f'{file} holds {name}, of which its config.json knows nothing: {_ANOTHER}')
+
+
+def _tensor_files(path: Path) -> dict[str, tuple[Path, str]]:
+  """Tensor as a language model names it -> (file, its name there), every file there and whole."""
   index = path / 'model.safetensors.index.json'
   if index.is_file():
-    files = {name: path / file for name, file in json.loads(index.read_text())['weight_map'].items()}
+    try:
+      files = {name: path / file for name, file in json.loads(index.read_text())['weight_map'].items()}
+    except (ValueError, KeyError, AttributeError, TypeError) as e:  # ValueError: neither JSON nor text
+      raise InputError(f'{index} is damaged or cut short ({e}): download it again') from e
   else:
     files = dict.fromkeys(_tensor_names(path / 'model.safetensors'), path / 'model.safetensors')
+  if not files:
+    raise InputError(f'{path} holds no tensors: download it again')
   for file in sorted(set(files.values())):
     names = _tensor_names(file)
     missing = [name for name, where in files.items() if where == file and name not in names]
     if missing:
       raise InputError(f'{file} lacks {missing[0]}, which {index.name} says it holds: download it again')
-  return files
+  # Bare decoders and those inside a vision-language model have other prefixes than 'model.'.
+  suffix = 'embed_tokens.weight'
+  prefix = next((name.removesuffix(suffix) for name in files if name.endswith(suffix)), 'model.')
+  parts = tuple(prefix + part for part in ('embed_tokens.', 'layers.', 'norm.'))
+  ours = lambda name: 'model.' + name.removeprefix(prefix) if name.startswith(parts) else name
+  return {ours(name): (file, name) for name, file in files.items()}
 
 
 def _tensor_names(file: Path) -> set[str]:
   if not file.is_file():
-    raise InputError(f'{file} is missing: a Hugging Face directory has model.safetensors, or every shard that its index names')
+    raise InputError(f'{file} is missing: a Hugging Face directory has model.safetensors, or every shard that its index names (no pickled weights)')
   try:
     with safe_open(file, 'numpy') as opened:
-      return set(opened.keys())
+      return set(opened.keys())  # safetensors checks the file's length against its header here
   except SafetensorError as e:
     raise InputError(f'{file} is damaged or cut short ({e}): download it again') from e
 

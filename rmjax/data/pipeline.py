@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import grain
+import jax
 import numpy as np
 
 from rmjax import trees
@@ -60,8 +61,8 @@ class Packer:
     return None
 
   def pack(self, rows: slice = slice(None)) -> trees.Trees:
-    """The batch, or some of its rows."""
-    return trees.pack(self.rows[rows], **self.shape)
+    """The batch, or some of its rows; these have all of its labels even if they are empty."""
+    return jax.tree.map(lambda x: x[rows], trees.pack(self.rows, **self.shape))
 
 
 def train_batches(
@@ -99,8 +100,9 @@ def train_batches(
   if len(source) < process_count:
     raise InputError(f'the training data has {len(source)} records for {process_count} processes: there is nothing to train on')
   shape = dict(rows=rows, length=length, slots=slots, responses=responses)
-  dataset = grain.MapDataset.source(_Encoded(source, encode, **shape)).seed(seed).shuffle()[process_index::process_count].repeat()
-  packed = _PackIterDataset(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=64)), shape)
+  dataset = grain.MapDataset.source(_Encoded(source, encode, **shape)).seed(seed % 2**32).shuffle()[process_index::process_count]
+  stream = dataset.repeat().to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=64))
+  packed = _PackIterDataset(stream, shape, most_refused=2 * len(dataset))  # so many in a row include a whole epoch
   return iter(grain.experimental.ThreadPrefetchIterDataset(packed, prefetch_buffer_size=prefetch))
 
 
@@ -118,11 +120,14 @@ def eval_batches(
   """Every record once, in order; the last batch has empty rows.
 
   All processes see the same number of batches: each packs the whole batch and keeps its own rows. Arguments are those of `train_batches`.
+
+  Raises:
+    InputError: as `train_batches`, or every record was refused.
   """
   shape = dict(rows=rows * process_count, length=length, slots=slots, responses=responses)
   own = slice(process_index * rows, (process_index + 1) * rows)
   encoded = _Encoded(source, encode, **shape)
-  packer, counts = Packer(**shape), _no_counts()
+  packer, counts, item = Packer(**shape), _no_counts(), 'there is none'
   for index in range(len(source)):
     item = encoded[index]
     if isinstance(item, trees.Tree) and packer.add(item) is None:
@@ -130,8 +135,9 @@ def eval_batches(
       packer, counts = Packer(**shape), _no_counts()
       packer.add(item)
     _count(counts, item)
-  if any(packer.rows):
-    yield Batch(packer.pack(own), counts)
+  if not any(packer.rows):  # a batch begins with the tree that the one before had no room for
+    raise InputError(f'none of the {len(source)} records can be evaluated on, the last one because: {item}')
+  yield Batch(packer.pack(own), counts)
 
 
 class _Encoded:
@@ -165,14 +171,14 @@ class _Encoded:
 
 
 class _PackIterDataset(grain.IterDataset):
-  """Packs a stream of trees into batches."""
+  """Packs a stream of trees into batches; `most_refused` records in a row without a tree are an error."""
 
-  def __init__(self, parent: grain.IterDataset, shape: dict[str, int]):
+  def __init__(self, parent: grain.IterDataset, shape: dict[str, int], *, most_refused: int):
     super().__init__(parent)
-    self._shape = shape
+    self._shape, self._most_refused = shape, most_refused
 
   def __iter__(self) -> grain.DatasetIterator:
-    return _PackIterator(iter(self._parent), self._shape)
+    return _PackIterator(iter(self._parent), self._shape, self._most_refused)
 
 
 class _PackIterator(grain.DatasetIterator):
@@ -181,9 +187,9 @@ class _PackIterator(grain.DatasetIterator):
   The state is the parent's from before that tree was read, so it is read again after a restore.
   """
 
-  def __init__(self, parent: grain.DatasetIterator, shape: dict[str, int]):
+  def __init__(self, parent: grain.DatasetIterator, shape: dict[str, int], most_refused: int):
     super().__init__(parent)
-    self._shape = shape
+    self._shape, self._most_refused = shape, most_refused
     self._waiting: trees.Tree | None = None
     self._state = parent.get_state()
 
@@ -199,8 +205,8 @@ class _PackIterator(grain.DatasetIterator):
         self._waiting, self._state = item, state
         return Batch(packer.pack(), counts)
       _count(counts, item)
-      if counts['refused'] == counts['records'] >= _MOST_REFUSED:
-        raise InputError(f'the first {_MOST_REFUSED} records of a batch were all refused, the last one because: {item}')
+      if counts['refused'] == counts['records'] >= self._most_refused:
+        raise InputError(f'every record of the training data was refused, the last one because: {item}')
 
   def get_state(self) -> dict[str, Any]:
     return self._state
@@ -208,9 +214,6 @@ class _PackIterator(grain.DatasetIterator):
   def set_state(self, state: dict[str, Any]) -> None:
     self._parent.set_state(state)
     self._state, self._waiting = state, None
-
-
-_MOST_REFUSED = 100_000  # a repeating source whose records are all refused would be read for ever
 
 
 def _no_counts() -> dict[str, int]:

@@ -1,11 +1,16 @@
 """Files and TFDS data sets as random-access sources of records."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+import contextlib
 import glob
 import gzip
+import io
 import json
 from pathlib import Path
+import re
 from typing import Any, BinaryIO
+import zlib
 
 import numpy as np
 
@@ -26,201 +31,270 @@ class Source:
   def __init__(self, tables: Sequence[Any], *, columns: Mapping[str, str] | None, bad_rows: str):
     """Checks every row of some tables; see `open_source`."""
     self._tables, self._columns, self.bad = tables, columns, []
-    self._places: list[tuple[int, int]] = []
-    for t, table in enumerate(tables):
-      for row in range(len(table)):
+    self._places = array('q'), array('q')  # table and row of each record
+    for table in range(len(tables)):
+      for row in range(len(tables[table])):
         try:
-          self._record(t, row)
-          self._places.append((t, row))
+          self._record(table, row)
         except BadRecord as e:
           if bad_rows == 'strict':
             raise
           self.bad.append(str(e))
+        else:
+          self._places[0].append(table)
+          self._places[1].append(row)
 
   def __len__(self) -> int:
-    return len(self._places)
+    return len(self._places[0])
 
   def __getitem__(self, index: int) -> Record:
-    return self._record(*self._places[index])
+    return self._record(self._places[0][index], self._places[1][index])
 
   def _record(self, table: int, row: int) -> Record:
-    where, value = self._tables[table].row(row)
-    return _to_record(value, where, self._columns, self._tables[table].name)
+    table = self._tables[table]
+    return _to_record(*table.row(row), self._columns, table.name)
 
 
 def open_source(spec: str, *, columns: Mapping[str, str] | None = None, bad_rows: str = 'strict') -> Source:
   """Opens preference data and checks every row of it.
 
   Args:
-    spec: files or patterns, separated by commas (.jsonl, .jsonl.gz, .json.gz, .parquet), or 'tfds:NAME:SPLIT', NAME being a TFDS data
-      set's name or a directory that holds a prepared one.
+    spec: separated by commas: files or patterns (.jsonl, .jsonl.gz, .json.gz, .parquet), directories that TFDS prepared and that have one split,
+      'tfds:NAME:SPLIT' with NAME a TFDS data set or such a directory.
     columns: our column -> the data's.
     bad_rows: 'strict' stops at the first row that cannot be used, 'lenient' leaves such rows out and lists them in `bad`.
 
   Raises:
     BadRecord: a bad row, if strict.
-    InputError: a file is missing or of another kind.
+    InputError: a file or data set is missing, damaged or of another kind, or no row can be used.
   """
   if bad_rows not in ('strict', 'lenient'):
     raise InputError(f"data.bad_rows = '{bad_rows}': choose 'strict' or 'lenient'")
-  tables = []
-  for part in filter(None, spec.split(',')):
-    if part.startswith('tfds:'):
-      tables.append(_Tfds(part))
-    else:
-      tables += [_Parquet(file) if file.suffix == '.parquet' else _JsonLines(file) for file in _files(part)]
-  return Source(tables, columns=columns, bad_rows=bad_rows)
+  tables = [table for part in _parts(spec) for table in _open_part(part)]
+  source = Source(tables, columns=columns, bad_rows=bad_rows)
+  if not len(source):
+    raise InputError(f"'{spec}' has no row that can be used: {source.bad[0] if source.bad else 'it is empty'}")
+  return source
+
+
+def rows(path: Path | str) -> Iterator[tuple[str, Mapping[str, Any] | BadRecord]]:
+  """('file:line', row, or what is wrong with the line) of one file in its order, holding a few rows at a time.
+
+  Raises:
+    InputError: the file is missing, damaged or of another kind.
+  """
+  path = Path(path)
+  _check_file(path)
+  if path.suffix == '.parquet':
+    with _readable(path):
+      batches = _parquet(path).iter_batches(batch_size=256)
+      for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
+        yield f'{path.name}:{number}', row
+    return
+  with _readable(path), gzip.open(path, 'rb') if path.suffix == '.gz' else path.open('rb') as file:
+    for number, _, line in _lines(file):
+      where = f'{path.name}:{number}'
+      try:
+        row = _parse(line, where)
+      except BadRecord as e:
+        row = e
+      yield where, row
 
 
 def stream(path: Path | str, *, columns: Mapping[str, str] | None = None) -> Iterator[tuple[Mapping[str, Any] | None, Record | BadRecord]]:
-  """(row, its record or what is wrong with it) of one JSON Lines file, holding one line at a time.
-
-  Raises:
-    InputError: the file is missing or no JSON Lines file.
-  """
-  (path,) = _files(str(path))
-  with _open(path) as file:
-    for number, line in enumerate(file, 1):
-      if line.strip():
-        row = None
-        try:
-          row = _parse(line, f'{path.name}:{number}')
-          yield row, _to_record(row, f'{path.name}:{number}', columns, _stem(path))
-        except BadRecord as e:
-          yield row, e
+  """(row, its record or what is wrong with it) of one file, as `rows`; the row is None where the line holds none."""
+  for where, row in rows(path):
+    if isinstance(row, BadRecord):
+      yield None, row
+      continue
+    try:
+      yield row, _to_record(where, row, columns, _stem(Path(path)))
+    except BadRecord as e:
+      yield row, e
 
 
-def _to_record(row: Any, where: str, columns: Mapping[str, str] | None, name: str) -> Record:
-  if isinstance(row, BadRecord):
-    raise row
+def _to_record(where: str, row: Any, columns: Mapping[str, str] | None, name: str) -> Record:
   if isinstance(row, Mapping) and not row.get('subset'):
     row = {**row, 'subset': name}
   return to_record(row, where=where, columns=columns)
+
+
+# Tables: a name, a length, and `row(i)`, which gives ('file:line', row).
 
 
 class _JsonLines:
   """Lines of a file, found by their place in it; a compressed one is held in memory."""
 
   def __init__(self, path: Path):
-    self.path, self.name = path, _stem(path)
-    self._memory = None
+    self.path, self.name, self._memory = path, _stem(path), None
     if path.suffix == '.gz':
-      with _open(path) as file:
-        self._memory = file.read()
-    self._lines: list[tuple[int, int, int]] = []  # number, start, size
-    start = 0
-    with _open(path) as file:
-      for number, line in enumerate(file, 1):
-        if line.strip(b'\xef\xbb\xbf \t\r\n'):
-          self._lines.append((number, start, len(line)))
-        start += len(line)
+      with _readable(path):
+        self._memory = gzip.decompress(path.read_bytes())
+    self._places = array('q'), array('q'), array('q')
+    with self._file() as file:
+      for number, start, line in _lines(file):
+        for places, value in zip(self._places, (number, start, len(line)), strict=True):
+          places.append(value)
 
   def __len__(self) -> int:
-    return len(self._lines)
+    return len(self._places[0])
 
   def row(self, index: int) -> tuple[str, Any]:
-    number, start, size = self._lines[index]
+    number, start, size = (places[index] for places in self._places)
     where = f'{self.path.name}:{number}'
-    if self._memory is not None:
-      line = self._memory[start : start + size]
-    else:
-      with self.path.open('rb') as file:
-        file.seek(start)
-        line = file.read(size)
-    return where, _parse(line, where)
+    with self._file() as file:
+      file.seek(start)
+      return where, _parse(file.read(size), where)
+
+  def _file(self) -> BinaryIO:
+    return self.path.open('rb') if self._memory is None else io.BytesIO(self._memory)
 
 
 class _Parquet:
-  """Rows of a Parquet file, read by row group."""
+  """Rows of a Parquet file, held in memory as Arrow columns: a row group is too much to decode for each row of a shuffle."""
 
   def __init__(self, path: Path):
-    import pyarrow.parquet  # slow to import
-
-    try:
-      self._file = pyarrow.parquet.ParquetFile(path, memory_map=True)
-    except pyarrow.ArrowInvalid as e:
-      raise InputError(f'{path} is no Parquet file: {e}') from e
     self.path, self.name = path, _stem(path)
-    sizes = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
-    self._ends = np.cumsum(sizes)
-    self._cached: tuple[int, list[Any]] = (-1, [])
+    with _readable(path):
+      self._table = _parquet(path).read()
 
   def __len__(self) -> int:
-    return int(self._ends[-1]) if len(self._ends) else 0
+    return self._table.num_rows
 
   def row(self, index: int) -> tuple[str, Any]:
-    group = int(np.searchsorted(self._ends, index, side='right'))
-    number, rows = self._cached
-    if number != group:
-      rows = self._file.read_row_group(group).to_pylist()
-      self._cached = (group, rows)
-    return f'{self.path.name}:{index + 1}', rows[index - (int(self._ends[group - 1]) if group else 0)]
+    return f'{self.path.name}:{index + 1}', self._table.slice(index, 1).to_pylist()[0]
 
 
 class _Tfds:
   """A prepared TFDS data set, read without tensorflow."""
 
-  def __init__(self, spec: str):
+  def __init__(self, name: str, split: str = ''):
     import tensorflow_datasets as tfds  # slow to import
 
-    name, _, split = spec.removeprefix('tfds:').rpartition(':')
-    if not name:
-      raise InputError(f"'{spec}': give tfds:NAME:SPLIT, such as tfds:my_preferences:train or tfds:/data/preferences/1.0.0:train")
+    if Path(name).is_absolute() and not _is_prepared(Path(name)):
+      raise InputError(f'{name} is no directory that TFDS prepared: it has no dataset_info.json')
     try:
-      builder = tfds.builder_from_directory(name) if Path(name).is_dir() else tfds.builder(name)
-      self._rows = builder.as_data_source(split)
-    except Exception as e:  # TFDS raises many kinds, all of them about the name, the split or the preparation
-      raise InputError(f"'{spec}' cannot be read: {' '.join(str(e).split())[:300]}") from e
-    self.name = builder.name
+      builder = tfds.builder_from_directory(name) if _is_prepared(Path(name)) else tfds.builder(name)
+    except Exception as e:  # TFDS raises many kinds, all of them about the name
+      raise InputError(f"TFDS data set '{name}' cannot be opened: {_one_line(e)}") from e
+    splits = list(builder.info.splits)
+    if not split and len(splits) != 1:
+      raise InputError(f'{name} has the splits {", ".join(splits) or "(none)"}: choose one by tfds:{name}:SPLIT')
+    try:
+      self._rows = builder.as_data_source(split or splits[0])
+    except Exception as e:  # likewise, about the split or the preparation
+      raise InputError(f"split '{split}' of TFDS data set '{name}' cannot be read (its splits: {', '.join(splits) or 'none'}): {_one_line(e)}") from e
+    self.name, self._features = builder.name, builder.info.features
 
   def __len__(self) -> int:
     return len(self._rows)
 
   def row(self, index: int) -> tuple[str, Any]:
-    row = _plain(self._rows[index])
-    talk = row.pop('messages', None)
-    if isinstance(talk, Mapping) and talk.get('role'):  # TFDS turns a list of objects into an object of lists
-      row['prompt'] = [dict(zip(talk, values, strict=True)) for values in zip(*talk.values(), strict=True)]
-    return f'{self.name}:{index + 1}', row
+    row = self._rows[index]
+    own = {'labels': row['labels']} if isinstance(row.get('labels'), Mapping) else {}  # our own builder's: arrays as they are, NaN included
+    row = {name: plain for name, value in row.items() if (plain := _plain(value, self._features[name])) is not None}
+    messages = row.pop('prompt_messages', None)  # likewise: a column has one type
+    return f'{self.name}:{index + 1}', {**row, **own, **({'prompt': messages} if messages else {})}
 
 
-def _plain(value: Any) -> Any:
-  """TFDS gives bytes and numpy numbers, and NaN for a number that a row does not have."""
+def _plain(value: Any, feature: Any) -> Any:
+  """What JSON would give: TFDS has bytes for text, numpy numbers, an object of lists for a list of objects, and NaN for a number that is not there."""
   if isinstance(value, Mapping):
-    return {name: plain for name, item in value.items() if (plain := _plain(item)) is not None}
+    if hasattr(feature, 'feature'):  # a sequence of objects
+      columns = {name: [_plain(item, feature.feature[name]) for item in items] for name, items in value.items()}
+      return [dict(zip(columns, items, strict=True)) for items in zip(*columns.values(), strict=True)]
+    return {name: _plain(item, feature[name]) for name, item in value.items()}
   if isinstance(value, bytes):
-    return value.decode()
+    return value.decode(errors='surrogateescape')
   if isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim):
-    return [_plain(item) for item in value]
+    return [_plain(item, getattr(feature, 'feature', None)) for item in value]
   if isinstance(value, (np.generic, np.ndarray)):
     value = value.item()
   return None if isinstance(value, float) and np.isnan(value) else value
 
 
+# Files.
+
+
+def _parts(spec: str) -> list[str]:
+  """Parts of a specification; commas inside brackets belong to a pattern or a split."""
+  parts = [part.strip() for part in re.split(r',(?![^\[]*\])', spec)]
+  if not all(parts):
+    raise InputError(f"'{spec}' names no data: give files, patterns or tfds:NAME:SPLIT, separated by commas")
+  return parts
+
+
+def _open_part(part: str) -> Iterable[Any]:
+  if part.startswith('tfds:'):
+    match = re.fullmatch(r'tfds:(.+):((?:[^:/\[\]]|\[[^\]]*\])+)', part)
+    if not match:
+      raise InputError(f"'{part}': give tfds:NAME:SPLIT, such as tfds:my_preferences:train or tfds:/data/preferences/1.0.0:train")
+    return [_Tfds(match[1], match[2])]
+  if _is_prepared(Path(part)):
+    return [_Tfds(part)]
+  files = sorted(map(Path, glob.glob(part))) if glob.has_magic(part) and not Path(part).exists() else [Path(part)]
+  if not files:
+    raise InputError(f'{part} matches no file')
+  for file in files:
+    _check_file(file)
+  return [_Parquet(file) if file.suffix == '.parquet' else _JsonLines(file) for file in files]
+
+
+def _check_file(path: Path) -> None:
+  if path.is_dir():
+    raise InputError(f'{path} is a directory, and not one that TFDS prepared: name its files, as in {path}/*.jsonl')
+  if not path.is_file():
+    raise InputError(f'{path} does not exist')
+  if not path.name.endswith(ENDINGS):
+    raise InputError(f'{path} is of no kind that can be read: {", ".join(ENDINGS)}')
+
+
+def _is_prepared(path: Path) -> bool:
+  return (path / 'dataset_info.json').is_file()
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+  """Names the file where a library finds it damaged."""
+  try:
+    yield
+  except (EOFError, OSError, ValueError, zlib.error) as e:
+    if isinstance(e, InputError) or getattr(e, 'filename', None):
+      raise
+    raise InputError(f'{path} is damaged, or not what its name says: {_one_line(e)}') from e
+
+
+def _parquet(path: Path) -> Any:
+  import pyarrow.parquet  # slow to import
+
+  return pyarrow.parquet.ParquetFile(path)  # ArrowInvalid is a ValueError
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
+  """(number, place in the file, line) of the lines that are not blank."""
+  start = 0
+  for number, line in enumerate(file, 1):
+    if line.strip(b'\xef\xbb\xbf \t\r\n'):
+      yield number, start, line
+    start += len(line)
+
+
 def _parse(line: bytes, where: str) -> Any:
   try:
-    return json.loads(line.decode('utf-8-sig'))
+    return json.loads(line.rstrip(b'\r\n').decode('utf-8-sig'))
   except UnicodeDecodeError as e:
-    raise BadRecord(f'{where}: byte {e.start}: not UTF-8') from e
+    raise BadRecord(f'{where}: byte {e.start + 1}: not UTF-8') from None
   except json.JSONDecodeError as e:
-    raise BadRecord(f'{where}: character {e.pos + 1}: malformed JSON: {e.msg}') from e
+    raise BadRecord(f'{where}: character {e.pos + 1}: malformed JSON: {e.msg}') from None
+  except (RecursionError, ValueError) as e:  # nested too deep, or a number of too many digits
+    raise BadRecord(f'{where}: JSON that cannot be read: {_one_line(e)}') from None
 
 
-def _files(pattern: str) -> list[Path]:
-  files = sorted(map(Path, glob.glob(pattern))) if glob.has_magic(pattern) else [Path(pattern)]
-  if not files:
-    raise InputError(f'{pattern} matches no file')
-  for file in files:
-    if not file.is_file():
-      raise InputError(f'{file} does not exist')
-    if not file.name.endswith(ENDINGS):
-      raise InputError(f'{file} is of no kind that can be read: {", ".join(ENDINGS)}')
-  return files
-
-
-def _open(path: Path) -> BinaryIO:
-  return gzip.open(path, 'rb') if path.suffix == '.gz' else path.open('rb')
+def _one_line(error: Exception) -> str:
+  return ' '.join(str(error).split())[:300]
 
 
 def _stem(path: Path) -> str:
-  return path.name.split('.')[0]
+  """The file's name without its ending, nor the number of a shard."""
+  ending = next(ending for ending in ENDINGS if path.name.endswith(ending))
+  return re.sub(r'-\d{5}-of-\d{5}$', '', path.name.removesuffix(ending))

@@ -8,6 +8,7 @@ import shutil
 from typing import Any
 
 import jinja2
+import jinja2.ext
 import jinja2.sandbox
 import numpy as np
 import tokenizers
@@ -16,6 +17,7 @@ from rmjax import trees
 from rmjax.data.records import BadRecord, Messages, Record
 from rmjax.errors import InputError
 
+Encoded = tuple[list[int], int]  # ids of a path, and the place of the response's first
 FILES = ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'chat_template.jinja')
 
 # For messages where the tokenizer has no template: the transcript of Bai et al., Training a Helpful and Harmless Assistant (2022).
@@ -42,7 +44,10 @@ class Tokenizer:
     self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
     ids = {name: backend.token_to_id(token) for name, token in special.items()}
     self.bos_id, self.eos_id, self.pad_id, self.unk_id = (-1 if ids.get(name) is None else ids[name] for name in ('bos', 'eos', 'pad', 'unk'))
-    self._template = _environment().from_string(chat_template or PLAIN_TEMPLATE)
+    try:
+      self._template = _environment().from_string(chat_template or PLAIN_TEMPLATE)
+    except jinja2.TemplateSyntaxError as e:
+      raise InputError(f'the chat template is malformed at line {e.lineno}: {e.message}') from e
     self._files = files
 
   @classmethod
@@ -50,7 +55,7 @@ class Tokenizer:
     """Reads a Hugging Face directory, or a tokenizer.json alone.
 
     Raises:
-      InputError: there is no tokenizer.json, or a file is malformed.
+      InputError: there is no tokenizer.json, or a file or the chat template is malformed.
     """
     path = Path(path)
     directory, main = (path, path / 'tokenizer.json') if path.is_dir() else (path.parent, path)
@@ -103,13 +108,13 @@ class Tokenizer:
         documents=None,
         **{f'{name}_token': token for name, token in self.special.items()},
       )
-    except jinja2.TemplateError as e:
+    except Exception as e:  # a template is a program, and raises what it likes
       raise InputError(f'the chat template refuses the messages: {e}') from e
 
   def encode_path(self, prompt: str | Messages, response: str) -> tuple[list[int], int]:
     """Tokens of prompt and response, tokenised once as a whole so that no token merges across a seam that serving would not have.
 
-    Plain text ends with EOS; messages end as their template has it.
+    The tokenizer's chat template says where BOS and EOS are. Text and transcripts begin as the tokenizer has it, and end with EOS.
 
     Returns:
       The ids, and the place of the first that holds a character of the response.
@@ -123,63 +128,102 @@ class Tokenizer:
       opening = self.render(prompt, add_generation_prompt=True)
       text = self.render([*prompt, {'role': 'assistant', 'content': response}])
       start = next((i for i, (a, b) in enumerate(zip(text, opening, strict=False)) if a != b), min(len(text), len(opening)))
-    # A template writes its own BOS; plain text gets the tokenizer's.
-    encoding = self.backend.encode(text, add_special_tokens=isinstance(prompt, str))
+    templated = self.has_chat_template and not isinstance(prompt, str)
+    encoding = self.backend.encode(text, add_special_tokens=not templated)
     ids = list(encoding.ids)
     own = (i for i, ((_, end), special) in enumerate(zip(encoding.offsets, encoding.special_tokens_mask, strict=True)) if end > start and not special)
     first = next(own, None)
     if first is None:
       raise InputError('a response has no tokens')
-    if isinstance(prompt, str) and self.eos_id >= 0 and ids[-1] != self.eos_id:
+    if not templated and self.eos_id >= 0 and ids[-1] != self.eos_id:
       ids.append(self.eos_id)
     return ids, first
 
-  def encode_record(self, record: Record, *, max_length: int, too_long: str = 'truncate') -> trees.Tree | str:
+  def encode_record(
+    self,
+    record: Record,
+    *,
+    max_length: int,
+    max_size: int | None = None,
+    too_long: str = 'truncate',
+    bad_rows: str = 'strict',
+    text_prompts: str = 'plain',
+  ) -> trees.Tree | str:
     """A record's tree: the tokens that all its responses share, once, and then each response.
 
     Args:
       record: the text.
       max_length: most tokens of a path, prompt and response together.
+      max_size: most tokens of the tree, prompt and all responses together: a row's length. None sets no limit.
       too_long: 'truncate' cuts a longer response at its end, and a prompt that leaves no room for one at its beginning, BOS kept;
         'refuse' gives up the record.
+      bad_rows: 'strict' raises for a record that cannot be tokenised, 'lenient' refuses it.
+      text_prompts: 'plain' joins prompt and response as they are, 'chat' takes a text prompt for what the user says.
 
     Returns:
       The tree, with labels `wins`, `ratings`, `weights`, `margins`, `truncated` and the record's own; or why it is refused.
 
     Raises:
       BadRecord: a response has no tokens, or the chat template refuses the messages.
+      InputError: an argument has no such choice.
     """
+    _check_choice('too_long', too_long, ('truncate', 'refuse'))
+    _check_choice('bad_rows', bad_rows, ('strict', 'lenient'))
+    _check_choice('text_prompts', text_prompts, ('plain', 'chat'))
+    prompt = record.prompt
+    if text_prompts == 'chat' and isinstance(prompt, str) and prompt:
+      prompt = [{'role': 'user', 'content': prompt}]
     try:
-      encoded = [self.encode_path(record.prompt, response) for response in record.responses]
+      encoded = [self.encode_path(prompt, response) for response in record.responses]
     except InputError as e:
+      if bad_rows == 'lenient':
+        return f'{record.where}: {e}'
       raise BadRecord(f'{record.where}: {e}') from e
-    longest = max(len(ids) for ids, _ in encoded)
-    truncated = longest > max_length
-    if truncated and too_long == 'refuse':
-      return f'{record.where}: {longest} tokens, and data.max_length is {max_length}'
-    if truncated:
-      encoded = self._truncate(encoded, max_length)
+    tree, longest = _tree(encoded), max(len(ids) for ids, _ in encoded)
+    reason = None
+    if longest > max_length:
+      reason = f'{record.where}: {longest} tokens, and data.max_length is {max_length}'
+    elif max_size is not None and trees.size(tree) > max_size:
+      reason = f'{record.where}: prompt and responses take {trees.size(tree)} tokens, and a row has {max_size}'
+    if reason:
+      tree = self._truncate(encoded, max_length, max_size) if too_long == 'truncate' else None
+    if tree is None:
+      return reason
     labels = {
       'wins': record.wins.astype(np.float32),
       'ratings': record.ratings.astype(np.float32),
       'weights': np.float32(record.weight),
       'margins': np.float32(record.margin),
-      'truncated': np.int32(truncated),
+      'truncated': np.int32(bool(reason)),
       **record.labels,
     }
-    return trees.Tree(_segments(encoded), labels)
+    return tree._replace(labels=labels)
 
-  def _truncate(self, encoded: list[tuple[list[int], int]], max_length: int) -> list[tuple[list[int], int]]:
-    prompt = max(first for _, first in encoded)
-    if prompt >= max_length:  # leave half to the response, or all it needs
-      room = min(max(len(ids) - first for ids, first in encoded), max(max_length // 2, 1))
-      keep = int(encoded[0][0][0] == self.bos_id and prompt > 1)
-      cut = slice(keep, keep + prompt - (max_length - room))
-      encoded = [(ids[: cut.start] + ids[cut.stop :], max(first - (cut.stop - cut.start), cut.start)) for ids, first in encoded]
-    return [(ids[:max_length], first) for ids, first in encoded]
+  def _truncate(self, encoded: Sequence[Encoded], max_length: int, max_size: int | None) -> trees.Tree | None:
+    """The tree cut at the greatest depth where it fits; None if nothing of a response is left there."""
+    depth = min(max_length, max(len(ids) for ids, _ in encoded))
+    while depth > 0:
+      cut = self._cut(encoded, depth)
+      if any(len(ids) <= first for ids, first in cut):
+        return None
+      tree = _tree(cut)
+      excess = 0 if max_size is None else trees.size(tree) - max_size
+      if excess <= 0:
+        return tree
+      depth -= -(-excess // len(encoded))  # a step of depth takes at most one token from every response
+    return None
+
+  def _cut(self, encoded: Sequence[Encoded], depth: int) -> list[Encoded]:
+    first, last = (choose(first for _, first in encoded) for choose in (min, max))
+    if last >= depth:  # leave half to the response, or all it needs
+      room = min(max(len(ids) - first for ids, first in encoded), max(depth // 2, 1))
+      keep = int(encoded[0][0][0] == self.bos_id and first > 1)
+      stop = min(keep + last - (depth - room), first)
+      encoded = [(ids[:keep] + ids[stop:], first - (stop - keep)) for ids, first in encoded]
+    return [(ids[:depth], first) for ids, first in encoded]
 
 
-def _segments(encoded: list[tuple[list[int], int]]) -> list[trees.Segment]:
+def _tree(encoded: Sequence[Encoded]) -> trees.Tree:
   """Shared prompt, then each path's remainder. Tokens of the prompt that merged differently before different responses stay no response's."""
   shared = 0
   shortest = min(first for _, first in encoded)
@@ -193,12 +237,27 @@ def _segments(encoded: list[tuple[list[int], int]]) -> list[trees.Segment]:
       segments.append(trees.Segment(ids[shared:first], root))
       parent = len(segments) - 1
     segments.append(trees.Segment(ids[first:], parent, n))
-  return segments
+  return trees.Tree(segments)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+  if value not in choices:
+    raise InputError(f"data.{name} = '{value}': choose {' or '.join(map(repr, choices))}")
+
+
+class _Generation(jinja2.ext.Extension):
+  """{% generation %}...{% endgeneration %} marks what the assistant says; its text is what stands between."""
+
+  tags = frozenset({'generation'})
+
+  def parse(self, parser: Any) -> list[Any]:
+    next(parser.stream)
+    return parser.parse_statements(('name:endgeneration',), drop_needle=True)
 
 
 def _environment() -> jinja2.Environment:
   """Jinja as chat templates expect it: sandboxed, blocks trimmed, with the helpers that transformers defines."""
-  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=['jinja2.ext.loopcontrols'])
+  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
 
   def raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)

@@ -3,8 +3,14 @@
 Dimensions: M responses, P pairs.
 """
 
+from collections.abc import Iterable
+
 from jaxtyping import Float, Num, Shaped
 import numpy as np
+
+from rmjax.data.pipeline import Encode
+from rmjax.data.records import Record
+from rmjax.errors import InputError
 
 
 def pearson(x: Num[np.ndarray, 'M'], y: Num[np.ndarray, 'M']) -> float:
@@ -57,6 +63,20 @@ def length_features(lengths: Num[np.ndarray, 'P 2']) -> Float[np.ndarray, 'P 2']
   return np.stack([lengths[:, 0] - lengths[:, 1], np.log1p(lengths[:, 0]) - np.log1p(lengths[:, 1])], -1)
 
 
+def pair_lengths(records: Iterable[Record], encode: Encode) -> tuple[Num[np.ndarray, 'P 2'], Float[np.ndarray, 'P']]:
+  """Lengths in tokens and wins of all compared pairs, without a model; records that `encode` refuses are left out."""
+  lengths, wins = [np.empty((0, 2))], [np.empty(0)]
+  for record in records:
+    tree = encode(record)
+    if isinstance(tree, str):
+      continue
+    tokens = np.array([sum(len(segment.tokens) for segment in tree.segments if segment.response == n) for n in range(len(record.responses))])
+    i, j = np.nonzero(np.triu(record.wins + record.wins.T, 1))
+    lengths.append(np.stack([tokens[i], tokens[j]], -1))
+    wins.append(record.wins[i, j])
+  return np.concatenate(lengths), np.concatenate(wins)
+
+
 def fit_length_baseline(features: Float[np.ndarray, 'P F'], wins: Float[np.ndarray, 'P'], *, ridge: float = 1e-3) -> Float[np.ndarray, 'F']:
   """Logistic regression without intercept of which response is preferred, by Newton's method.
 
@@ -72,12 +92,12 @@ def fit_length_baseline(features: Float[np.ndarray, 'P F'], wins: Float[np.ndarr
     Coefficients: `features @ coefficients` are logits.
 
   Raises:
-    ValueError: no pairs.
+    InputError: no pairs.
 
   Reference: iteratively reweighted least squares, Hastie et al., The Elements of Statistical Learning (2009), section 4.4.1.
   """
   if not len(wins):
-    raise ValueError('a length baseline needs at least one compared pair to fit')
+    raise InputError('a length baseline needs at least one compared pair to fit')
   scale = np.sqrt(np.mean(features**2, axis=0))
   scale = np.where(scale > 0, scale, 1.0)
   x = features / scale

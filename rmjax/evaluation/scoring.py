@@ -18,7 +18,7 @@ from rmjax.data.pipeline import Encode, Packer
 from rmjax.data.records import Record
 from rmjax.evaluation.scored import Scored
 from rmjax.models import RewardModel
-from rmjax.training.mesh import batch_sharding, replicated
+from rmjax.training.mesh import batch_sharding, replicated, use_mesh
 
 
 class _Item(NamedTuple):
@@ -52,7 +52,7 @@ def score_records(
     model: the model.
     params: its parameters, on the mesh.
     records: any number; only a batch or two are held.
-    encode: record -> tree, with a `truncated` label; or the reason why it is refused.
+    encode: record -> tree, with a `truncated` label; or the reason why it is refused. Called as soon as a record is read.
     mesh: where batches go.
     rows: R of the global batch; raised to a multiple of what the mesh splits it into.
     length: T to start with.
@@ -66,7 +66,8 @@ def score_records(
   apply = jax.jit(functools.partial(_apply, model), out_shardings=replicated(mesh))
   waiting = None  # the device works on one batch while the host encodes the next
   for items, batch in _batches(records, encode, rows=-(-rows // ways) * ways, length=length, slots=slots, responses=responses):
-    result = apply(params, _global(batch, mesh))
+    with use_mesh(mesh):
+      result = apply(params, _global(batch, mesh))
     if waiting:
       yield from _read(*waiting)
     waiting = items, result

@@ -18,6 +18,11 @@ from rmjax.errors import InputError
 from rmjax.training.step import TrainState
 
 
+_HANDLERS = dict(
+  params=ocp.StandardCheckpointHandler(), training=ocp.StandardCheckpointHandler(), data=grain.checkpoint.CheckpointHandler(), meta=ocp.JsonCheckpointHandler()
+)
+
+
 class Checkpoints:
   """The checkpoints of a run, in `workdir/checkpoints`: the newest and the best by a metric are kept.
 
@@ -40,6 +45,7 @@ class Checkpoints:
     self._manager = ocp.CheckpointManager(
       Path(workdir).resolve() / 'checkpoints',
       options=ocp.CheckpointManagerOptions(preservation_policy=preserve.AnyPreservationPolicy(policies), cleanup_tmp_directories=True),
+      item_handlers=_HANDLERS,
     )
 
   def _quality(self, metrics: dict[str, float]) -> float:
@@ -135,7 +141,7 @@ def _reader(workdir: Path | str) -> ocp.CheckpointManager:
   directory = Path(workdir).resolve() / 'checkpoints'
   if not directory.is_dir():
     raise InputError(f'{workdir} holds no checkpoints: give the --workdir of a training run')
-  return ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(read_only=True))
+  return ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(read_only=True), item_handlers=_HANDLERS)
 
 
 def _newest(manager: ocp.CheckpointManager) -> int:

@@ -8,16 +8,18 @@ length says nothing of quality, unless a setting makes it.
 from collections.abc import Iterable
 import dataclasses
 import hashlib
+import itertools
 import json
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import tokenizers
 from tokenizers import models, pre_tokenizers, processors
 
-from rmjax.data.records import Record
+from rmjax.data.records import pairwise_wins, Record
 from rmjax.errors import InputError
-from rmjax.worlds.preferences_tasks import DEFAULT_TASKS, FILLERS, OPENERS, TASKS, vocabulary
+from rmjax.worlds.preferences_tasks import DEFAULT_TASKS, FILLERS, OPENERS, Task, TASKS, vocabulary
 
 TOKENIZER = Path(__file__).with_name('preferences_tokenizer.json')
 EVAL_SHARE = 0.1  # of all prompts; which ones is decided by what they say
@@ -40,7 +42,7 @@ class Settings:
 
   tasks: tuple[str, ...] = DEFAULT_TASKS
   responses: int = 6
-  correctness: float = 2.0
+  correctness: float = 4.0
   completeness: float = 1.0
   courtesy: float = 0.5
   verbosity: float = -0.25
@@ -66,7 +68,7 @@ class Preferences:
   tokenizer_path = TOKENIZER
   bad = ()  # no row of a world is bad
 
-  def __init__(self, *, split: str, seed: int = 0, size: int = 10_000, **settings):
+  def __init__(self, split: str = 'train', *, seed: int = 0, size: int = 10_000, **settings):
     """A view of the world.
 
     Args:
@@ -91,33 +93,40 @@ class Preferences:
 
   def __getitem__(self, index: int) -> Record:
     s = self.settings
-    rng = np.random.default_rng([self._seed, self._split == 'eval', index])
-    name = s.tasks[rng.integers(len(s.tasks))]
+    rng = Random(f'{self._seed} {self._split} {index}')
+    name = rng.choice(s.tasks)
     task = TASKS[name](rng)
     while _held_out(task.prompt) != (self._split == 'eval'):
       task = TASKS[name](rng)
-    texts, gold = zip(*(_respond(task, s, rng) for _ in range(s.responses)), strict=True)
-    gold, words = np.array(gold, np.float32), np.array([len(text.split()) for text in texts])
-    logits = (gold[:, None] - gold[None, :]) / s.temperature + s.length_bias * (words[:, None] - words[None, :])
-    probability = 1 / (1 + np.exp(-logits))
-    compared = np.triu(np.array(texts)[:, None] != np.array(texts)[None, :], 1)  # nobody can tell a text from itself
-    first = rng.random(probability.shape) < probability
-    wins = (compared & first) + (compared & ~first).T
-    labels = {'gold': gold, 'probability': np.where(compared | compared.T, probability, 0.0).astype(np.float32)}
+    right = [n % 2 == 0 for n in range(s.responses)]
+    rng.shuffle(right)
+    manners = _manners(s, rng)
+    texts, gold = zip(*(_respond(task, ok, manner, s, rng) for ok, manner in zip(right, manners, strict=True)), strict=True)
+    gold, length = np.array(gold, np.float32), np.array([len(text.split()) for text in texts], np.float32)
+    gap = lambda x: x[:, None] - x[None, :]
+    probability = 1 / (1 + np.exp(-gap(gold) / s.temperature - s.length_bias * gap(length)))
+    pairs = [(i, j) for i, j in itertools.combinations(range(s.responses), 2) if texts[i] != texts[j]]  # nobody can tell a text from itself
+    wins = pairwise_wins(s.responses, [(i, j, float(rng.random() < probability[i, j])) for i, j in pairs])
+    labels = {'gold': gold, 'length': length, 'probability': np.where(wins + wins.T > 0, probability, 0.0).astype(np.float32)}
     where = f'{self._split}:{index}'
-    return Record(task.prompt + '\n', texts, wins.astype(np.float32), np.full(s.responses, np.nan, np.float32), subset=name, where=where, labels=labels)
+    return Record(task.prompt + '\n', texts, wins, np.full(s.responses, np.nan, np.float32), subset=name, where=where, labels=labels)
 
 
-def _respond(task, s: Settings, rng: np.random.Generator) -> tuple[str, float]:
+def _manners(s, rng):
+  found = {}
+  while len(found) < s.responses:
+    whole, polite, filler = rng.random() < 0.6, rng.random() < 0.4, rng.choice((0, 0, 0, 1, 1, 2))
+    manner = whole, tuple(rng.sample(OPENERS, polite)), tuple(rng.sample(FILLERS, filler))
+    found[manner] = None
+  return list(found)
+
+
+def _respond(task: Task, right: bool, manner, s: Settings, rng: Random) -> tuple[str, float]:
   """A response and its gold reward."""
-  right, whole, polite = rng.random() < 0.5, rng.random() < 0.7, rng.random() < 0.5
-  parts = task.right if right else task.wrong
-  whole = whole or len(parts) == 1
-  filler = int(rng.integers(3))
-  opening = [str(rng.choice(OPENERS))] if polite else []
-  answer = ' and '.join(parts if whole else parts[:1]) + ' .'
-  text = ' '.join([*opening, *rng.permutation(FILLERS)[:filler], answer])
-  return text, s.correctness * right + s.completeness * whole + s.courtesy * polite + s.verbosity * filler
+  whole, opening, filler = manner
+  parts = task.right if right else rng.choice(task.wrong)
+  text = ' '.join([*opening, *filler, *(parts if whole else parts[:1]), '.'])
+  return text, s.correctness * right + s.completeness * whole + s.courtesy * len(opening) + s.verbosity * len(filler)
 
 
 def _held_out(prompt: str) -> bool:

@@ -1,33 +1,29 @@
-"""Small checkable tasks in plain words: each draws a prompt, its right answer and wrong ones.
+"""Small checkable tasks in plain words: each draws a prompt, the parts of its right answer, and wrong answers.
 
-Wrong answers are made so that nothing in a response alone tells them from right ones: only the prompt does.
+Nothing in a response alone tells right from wrong: seen without its prompt, every answer is as likely to be the one as the other.
 """
 
 from collections.abc import Callable
+from random import Random
 from typing import NamedTuple
 
-import numpy as np
-
-NAMES = 'anna ben clara david emma felix grace henry iris jack kate leo mary noah olga paul rosa sam tina victor'.split()
-COLORS = 'red blue green yellow black white orange purple brown pink grey golden'.split()
-THINGS = (
-  'box cup hat key book lamp chair ball coat shoe bag ring clock plate spoon knife drum flag kite rope bell boat coin comb desk door fork glass glove map'
+NAMES = 'anna ben clara david emma felix grace henry iris jack kate leo mary noah olga paul'.split()
+COLOURS = 'red blue green yellow black white orange purple brown pink grey golden'.split()
+THINGS = 'box cup hat key book lamp chair ball coat shoe bag ring clock plate spoon knife'.split()
+ANIMALS = 'dog cat bird fish horse cow sheep goat duck mouse frog bear wolf fox lion owl'.split()
+JOINERS = 'and or then plus'.split()
+NUMBERS = (
+  'zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty'
 ).split()
-ANIMALS = 'dog cat bird fish horse cow sheep goat duck mouse frog bear wolf fox lion tiger rabbit snake bee whale'.split()
-FOODS = 'apple bread cheese rice soup cake milk honey salad pear plum grape lemon onion carrot bean corn egg butter salt'.split()
-PLACES = 'river forest garden kitchen school market beach station tower bridge village castle island field harbor street'.split()
-VERBS = 'sees likes finds wants needs paints hides sells buys brings keeps follows'.split()
-NUMBERS = 'zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty'.split()
-GRAMMAR = 'about and at count do end first friend give has have in is it largest minus of order plus put repeat smallest the there what with write'.split()
-PUNCTUATION = '. , : ?'.split()
+GRAMMAR = 'row two a are what colour the count in say from next to repeat join with . , : ? is minus has who more less backwards friend of'.split()
 
-OPENERS = ('gladly .', 'sure , happy to help .', 'good day .', 'with pleasure .')
-FILLERS = ('let me think .', 'a hard question .', 'many people ask this .', 'we should look carefully .', 'there is much to learn .', 'i read every word .')
+OPENERS = ('gladly .', 'sure .', 'certainly .', 'of course .')
+FILLERS = ('i see .', 'well .', 'one moment .', 'you know .', 'good question .', 'here we go .')
 
 
 def vocabulary() -> list[str]:
   """Every word that a text of this world can hold, sorted."""
-  lists = (NAMES, COLORS, THINGS, ANIMALS, FOODS, PLACES, VERBS, NUMBERS, GRAMMAR, PUNCTUATION)
+  lists = (NAMES, COLOURS, THINGS, ANIMALS, JOINERS, NUMBERS, GRAMMAR)
   return sorted({word for words in lists for word in words} | {word for text in OPENERS + FILLERS for word in text.split()})
 
 
@@ -36,87 +32,55 @@ class Task(NamedTuple):
 
   Attributes:
     prompt: the question.
-    right: parts of the full right answer; leaving out the later ones makes it incomplete.
-    wrong: parts of a full wrong answer, drawn as often as a right one among all prompts.
+    right: the parts of the full right answer, in order; leaving out the last ones makes it incomplete.
+    wrong: full wrong answers, with the same parts.
   """
 
   prompt: str
   right: tuple[str, ...]
-  wrong: tuple[str, ...]
+  wrong: tuple[tuple[str, ...], ...]
 
 
-def lookup(rng: np.random.Generator) -> Task:
-  """Who has what, for two people; a wrong answer gives each the other's thing."""
-  people = rng.permutation(NAMES)[:2]
-  goods = [f'{color} {thing}' for color, thing in zip(rng.permutation(COLORS)[:2], rng.permutation(THINGS)[:2], strict=True)]
-  facts = ' and '.join(f'{name} has the {good}' for name, good in zip(people, goods, strict=True))
-  asked = rng.permutation(2)
-  say = lambda other: tuple(f'{people[i]} has the {goods[i ^ other]}' for i in asked)
-  return Task(f'{facts} . what do {people[asked[0]]} and {people[asked[1]]} have ?', say(0), say(1))
+def lookup(rng: Random) -> Task:
+  """What colour two of three things are; a wrong answer exchanges their colours, or names colours of nothing."""
+  colours, things = rng.sample(COLOURS, 5), rng.sample(THINGS, 3)
+  i, j = rng.sample(range(3), 2)
+  listed = ' , '.join(f'{colour} {thing}' for colour, thing in zip(colours, things, strict=False))
+  say = lambda a, b: (f'{colours[a]} {things[i]}', f', {colours[b]} {things[j]}')
+  return Task(f'{listed} . what colour are {things[i]} and {things[j]} ?', say(i, j), (say(j, i), say(3, 4)))
 
 
-def count(rng: np.random.Generator) -> Task:
-  """How often a word stands in a list."""
-  kinds = rng.permutation(ANIMALS)[:3]
-  right = int(rng.integers(1, 5))
-  others = rng.choice(kinds[1:], 6 - right)
-  items = rng.permutation([kinds[0]] * right + list(others))
-  wrong = int(rng.choice([n for n in range(1, 5) if n != right]))
-  say = lambda number: (f'the count of {kinds[0]} is {NUMBERS[number]}',)
-  return Task(f'give the count of {kinds[0]} in : {" ".join(items)}', say(right), say(wrong))
+def count(rng: Random) -> Task:
+  """How often two words stand in a list of four."""
+  (a, b), n = rng.sample(ANIMALS, 2), rng.randint(1, 3)
+  items = [a] * n + [b] * (4 - n)
+  rng.shuffle(items)
+  say = lambda n: (f'{NUMBERS[n]} {a}', f', {NUMBERS[4 - n]} {b}')
+  return Task(f'count {a} and {b} in {" ".join(items)}', say(n), tuple(say(m) for m in (1, 2, 3) if m != n))
 
 
-def order(rng: np.random.Generator) -> Task:
-  """Three numbers from the smallest, or from the largest; a wrong answer goes the other way."""
-  numbers = sorted(rng.choice(13, 3, replace=False))
-  largest = bool(rng.integers(2))
-  ways = [' '.join(NUMBERS[n] for n in way) for way in (numbers, numbers[::-1])]
-  listed = ' '.join(NUMBERS[n] for n in rng.permutation(numbers))
-  return Task(f'put {listed} in order , {"largest" if largest else "smallest"} first', (ways[largest],), (ways[not largest],))
+def order(rng: Random) -> Task:
+  """What comes next in a row."""
+  row = rng.sample(ANIMALS, 6)
+  i = rng.randint(0, 1)
+  say = lambda x, y: (f'{row[i]} {x}', y)
+  return Task(f'row : {" ".join(row[:4])} . say {row[i]} and the next two', say(row[i + 1], row[i + 2]), (say(row[i + 2], row[i + 1]), say(*row[4:])))
 
 
-def form(rng: np.random.Generator) -> Task:
-  """A sentence that has to end with a given word; a wrong answer ends with another."""
-  ending, other = rng.permutation(PLACES)[:2]
-  animal, food, verb = rng.choice(ANIMALS), rng.choice(FOODS), rng.choice(VERBS)
-  say = lambda end: (f'the {animal} {verb} the {food} at the {end}',)
-  return Task(f'write about the {animal} and end with {ending}', say(ending), say(other))
+def copy(rng: Random) -> Task:
+  """Four words to repeat; a wrong answer has other words, or exchanges neighbours."""
+  words = rng.sample(THINGS, 8)
+  say = lambda a, b, c, d: (f'{a} {b}', f'{c} {d}')
+  a, b, c, d, *others = words
+  return Task(f'repeat : {a} {b} {c} {d}', say(a, b, c, d), (say(*others), say(b, a, d, c)))
 
 
-def copy(rng: np.random.Generator) -> Task:
-  """A list to repeat in two parts; a wrong answer has two neighbours changed about in its first part."""
-  words = list(rng.permutation(FOODS)[:5])
-  place = int(rng.integers(2))
-  swapped = words.copy()
-  swapped[place], swapped[place + 1] = words[place + 1], words[place]
-  parts = lambda items: (' '.join(items[:3]), ' '.join(items[3:]))
-  return Task(f'repeat : {" ".join(words)}', parts(words), parts(swapped))
+def form(rng: Random) -> Task:
+  """Words to join with another between them."""
+  (a, b, c), (right, *others) = rng.sample(THINGS, 3), rng.sample(JOINERS, 4)
+  say = lambda joiner: (f'{a} {joiner} {b}', f'{joiner} {c}')
+  return Task(f'join {a} {b} {c} with {right} .', say(right), tuple(map(say, others)))
 
 
-def arithmetic(rng: np.random.Generator) -> Task:
-  """A sum or a difference up to twenty."""
-  a, b = (int(n) for n in rng.integers(0, 11, 2))
-  minus = bool(rng.integers(2)) and a >= b
-  right = a - b if minus else a + b
-  wrong = int(rng.choice([n for n in range(max(right - 3, 0), min(right + 4, 21)) if n != right]))
-  sign = 'minus' if minus else 'plus'
-  say = lambda number: (f'it is {NUMBERS[number]}',)
-  return Task(f'what is {NUMBERS[a]} {sign} {NUMBERS[b]} ?', say(right), say(wrong))
-
-
-def two_hop(rng: np.random.Generator) -> Task:
-  """What the friend of somebody has: a lookup in the result of a lookup."""
-  people = rng.permutation(NAMES)[:4]
-  goods = rng.permutation(THINGS)[:2]
-  swap = int(rng.integers(2))
-  friends = f'the friend of {people[0]} is {people[2]} and the friend of {people[1]} is {people[3]}'
-  owners = f'{people[2 + swap]} has the {goods[swap]} and {people[3 - swap]} has the {goods[1 - swap]}'
-  asked = int(rng.integers(2))
-  say = lambda i: (f'it is the {goods[i]}',)
-  return Task(f'{friends} . {owners} . what has the friend of {people[asked]} ?', say(asked), say(1 - asked))
-
-
-TASKS: dict[str, Callable[[np.random.Generator], Task]] = dict(
-  lookup=lookup, count=count, order=order, form=form, copy=copy, arithmetic=arithmetic, two_hop=two_hop
-)
+TASKS: dict[str, Callable[[Random], Task]] = dict(lookup=lookup, count=count, order=order, form=form, copy=copy)
 DEFAULT_TASKS = ('lookup', 'count', 'order', 'form', 'copy')

@@ -1,26 +1,26 @@
 """Batches are exact, whatever stops them."""
 
+import functools
 import json
 
 import grain
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from rmjax import trees
-from rmjax.data import pipeline
+from rmjax.data import llama2c, pipeline
 from rmjax.data.records import pairwise_wins, Record
+from rmjax.data.sources import open_source
+from rmjax.data.tokenizer import Tokenizer
 from rmjax.errors import InputError
 
 SHAPE = dict(rows=3, length=24, slots=4, responses=3)
 
 
-class Source(list):
-  """Records in memory."""
-
-
 def records(count, responses=2):
   wins = pairwise_wins(responses, [(0, 1, 1.0)])
-  return Source(Record(f'{i}', ('a',) * responses, wins, np.full(responses, np.nan, np.float32), where=f'f:{i + 1}') for i in range(count))
+  return [Record(f'{i}', ('a',) * responses, wins, np.full(responses, np.nan, np.float32), where=f'f:{i + 1}') for i in range(count)]
 
 
 def encode(record):
@@ -34,6 +34,11 @@ def encode(record):
 
 def train(source, **changes):
   return pipeline.train_batches(source, encode, **{**SHAPE, 'seed': 0, **changes})
+
+
+def numbers(batch):
+  """Record numbers in a batch, row by row."""
+  return [i for i in batch.trees.labels['index'].ravel().tolist() if i >= 0]
 
 
 def contents(batch):
@@ -85,14 +90,31 @@ def test_resume_is_exact_to_the_batch():
         np.testing.assert_array_equal(getattr(got.trees, name), getattr(batch.trees, name))
 
 
-def test_processes_share_an_epoch_without_overlap():
+def test_a_checkpoint_holds_the_place_in_the_data(tmp_path):
+  batches = train(records(50))
+  next(batches)
+  with ocp.CheckpointManager(tmp_path) as manager:
+    manager.save(0, args=ocp.args.Composite(data=grain.checkpoint.CheckpointSave(batches)))
+    expected = [contents(next(batches)) for _ in range(5)]
+    manager.wait_until_finished()
+    again = train(records(50))
+    manager.restore(0, args=ocp.args.Composite(data=grain.checkpoint.CheckpointRestore(again)))
+  assert [contents(next(again)) for _ in range(5)] == expected
+
+
+@pytest.mark.parametrize('count', [60, 61])
+def test_processes_share_every_epoch_without_overlap(count):
+  source = [record for i, record in enumerate(records(80)) if i % 7][:count]
   parts = []
   for index in range(3):
-    batches, seen = train(records(60), process_index=index, process_count=3), []
-    for _ in range(2):
-      seen += contents(next(batches))
-    parts.append(set(seen[: 60 // 7]))
-  assert not (parts[0] & parts[1] or parts[1] & parts[2] or parts[0] & parts[2])
+    batches, seen = train(source, rows=1, process_index=index, process_count=3), []  # one row is filled in the order of reading
+    while len(seen) < 63:
+      seen += numbers(next(batches))
+    size = len(range(index, count, 3))
+    parts.append([seen[epoch * size : (epoch + 1) * size] for epoch in range(3)])
+  for epoch in zip(*parts, strict=True):
+    assert sorted(sum(epoch, [])) == list(range(count))
+  assert len({tuple(epoch) for epoch in parts[0]}) == 3
 
 
 @pytest.mark.parametrize('processes', [1, 3])
@@ -108,6 +130,13 @@ def test_evaluation_reads_everything_once_in_order_on_every_process(processes):
   assert {batch.trees.tokens.shape for batches in shares for batch in batches} == {(3 // processes, 24)}
 
 
+def test_a_process_without_rows_in_the_last_batch_has_the_same_labels():
+  one, two = (list(pipeline.eval_batches(records(2), encode, **{**SHAPE, 'rows': 1}, process_index=i, process_count=2)) for i in range(2))
+  assert contents(one[0]) == [1] and contents(two[0]) == []
+  shapes = [{name: (x.shape, x.dtype) for name, x in batches[0].trees.labels.items()} for batches in (one, two)]
+  assert shapes[0] == shapes[1] and set(shapes[0]) == {'wins', 'truncated', 'index'}
+
+
 def test_batches_are_mostly_full():
   batches = train(records(200), length=64, slots=16)
   filled = [np.mean(next(batches).trees.subtree_end > 0) for _ in range(10)]
@@ -117,7 +146,18 @@ def test_batches_are_mostly_full():
 def test_grain_s_own_check_of_checkpoints():
   source = records(30)
   dataset = grain.MapDataset.source(pipeline._Encoded(source, encode, **SHAPE)).shuffle(seed=0).to_iter_dataset()
-  grain.experimental.assert_equal_output_after_checkpoint(pipeline._PackIterDataset(dataset, SHAPE).map(lambda batch: batch.trees.tokens))
+  packed = pipeline._PackIterDataset(dataset, SHAPE, most_refused=60)
+  grain.experimental.assert_equal_output_after_checkpoint(packed.map(lambda batch: batch.trees.tokens))
+
+
+def test_a_source_that_is_all_refused_is_an_error_at_once():
+  unlucky = [record for i, record in enumerate(records(50)) if i % 7 == 0]
+  with pytest.raises(InputError, match=r'every record of the training data was refused, the last one because: f:\d+: unlucky'):
+    next(train(unlucky))
+  with pytest.raises(InputError, match='none of the 8 records can be evaluated on, the last one because: f:50: unlucky'):
+    list(pipeline.eval_batches(unlucky, encode, **SHAPE))
+  rare = [records(2)[1], *unlucky * 20]
+  assert set(numbers(next(train(rare, rows=1)))) == {0}  # the usable one in 161 is found
 
 
 @pytest.mark.parametrize(
@@ -142,3 +182,27 @@ def test_labels_must_be_the_same_throughout():
   odd = lambda record: trees.branch([1], [[2], [3]], {'wins': record.wins, **({'gold': np.zeros(2)} if record.prompt == '3' else {})})
   with pytest.raises(InputError, match=r"f:\d+: labels \['gold'\] are not in all records"):
     list(pipeline.eval_batches(records(5), odd, **SHAPE))
+
+
+@pytest.mark.parametrize(
+  ('name', 'too_long'),
+  [
+    ('llmbar/llmbar', 'truncate'),
+    ('llmbar/llmbar', 'refuse'),
+    ('hh_harmless_base/test', 'truncate'),
+    ('tulu_human_eval/annotations', 'refuse'),
+    ('rm_bench/chat_filtered', 'truncate'),  # six long responses each: the row is what cuts them
+  ],
+)
+def test_real_records_go_in_and_come_out(real_data, tmp_path, name, too_long):
+  llama2c.convert(real_data / 'checkpoints' / 'stories260K' / 'tok512.bin', tmp_path)
+  source = open_source(f'{real_data}/{name}.jsonl.gz', bad_rows='lenient')
+  encode_text = functools.partial(Tokenizer.load(tmp_path).encode_record, max_length=512, max_size=1024, too_long=too_long)
+  totals, seen = dict(records=0, truncated=0, refused=0), []
+  for batch in pipeline.eval_batches(source, encode_text, rows=4, length=1024, slots=8, responses=6):
+    totals = {count: totals[count] + batch.counts[count] for count in totals}
+    seen += numbers(batch)
+    for r, s in zip(*np.nonzero(batch.trees.labels['index'] >= 0), strict=True):
+      assert (batch.trees.response_ends[r, s] >= 0).sum() == len(source[batch.trees.labels['index'][r, s]].responses)
+  assert totals['records'] == len(source) and len(set(seen)) == len(seen) == len(source) - totals['refused']
+  assert totals['truncated' if too_long == 'truncate' else 'refused'] > 0 == totals['refused' if too_long == 'truncate' else 'truncated']

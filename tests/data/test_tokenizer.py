@@ -81,6 +81,17 @@ def test_a_seam_that_merges_belongs_to_the_response(tokenizer):
   assert [tokens[:-1] for tokens, _ in paths(tree)] == ids
 
 
+def test_prompt_tokens_that_the_response_changes_are_no_response_s():
+  vocab = {token: i for i, token in enumerate(['<s>', 'a', 'b', 'c', 'd', 'bc', 'ab'])}
+  backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[('b', 'c'), ('a', 'b')]))
+  backend.post_processor = processors.TemplateProcessing(single='<s> $A', special_tokens=[('<s>', 0)])
+  tree = Tokenizer(backend, {'bos': '<s>'}, None).encode_record(record('ab', 'c', 'd'), max_length=9)
+  # 'abc' is a|bc and 'abd' is ab|d: after BOS the prompt itself differs.
+  assert [(list(s.tokens), s.parent, s.response) for s in tree.segments] == [([0], -1, -1), ([1], 0, -1), ([5], 1, 0), ([6], 0, -1), ([4], 3, 1)]
+  batch = trees.pack([[tree]], length=8, slots=1, responses=2)
+  np.testing.assert_array_equal(batch.response_ids[0], [-1, -1, 0, -1, 1, -1, -1, -1])
+
+
 def test_the_prompt_is_there_once(tokenizer):
   tree = tokenizer.encode_record(record('the cat sat on ', 'the mat', 'hello'), max_length=100)
   assert len(tree.segments) == 3 and trees.size(tree) < sum(len(tokens) for tokens, _ in paths(tree))
@@ -102,11 +113,34 @@ def test_chat_template_as_transformers_renders_it(tokenizer):
     assert tokenizer.backend.decode(tokens[-own:], skip_special_tokens=False) == response + '<|im_end|>\n'
 
 
+@pytest.mark.parametrize(
+  ('template', 'expected'),  # as transformers 5.23 renders them
+  [
+    ("{% for m in messages %}\n  {% generation %}\n  {{ m.content }}\n  {% endgeneration %}\n{% endfor %}", '  the cat?\n'),
+    ("{% for m in messages %}{% if m.role == 'user' %}{% break %}{% endif %}{% endfor %}{{ messages | tojson }}", '[{"role": "user", "content": "the cat?"}]'),
+    ("{{ strftime_now('%%') }}{% if tools %}tools{% endif %}{{ eos_token }}{{ unset }}", '%</s>'),
+    ("{{ {'x': ['<é>', 1]} | tojson(indent=1) }}", '{\n "x": [\n  "<é>",\n  1\n ]\n}'),
+  ],
+)
+def test_what_templates_use_is_there(tokenizer, template, expected):
+  assert Tokenizer(tokenizer.backend, tokenizer.special, template).render(MESSAGES) == expected
+
+
 def test_messages_without_a_template_become_a_transcript(directory):
   bare = Tokenizer.load(directory / 'tokenizer.json')
   assert not bare.has_chat_template
   messages = [*MESSAGES, {'role': 'assistant', 'content': 'sat'}, {'role': 'user', 'content': 'where?'}]
-  assert bare.render(messages, add_generation_prompt=True) == '\n\nHuman: the cat?\n\nAssistant: sat\n\nHuman: where?\n\nAssistant: '
+  text = '\n\nHuman: the cat?\n\nAssistant: sat\n\nHuman: where?\n\nAssistant: '
+  assert bare.render(messages, add_generation_prompt=True) == text
+  (tokens, own), = paths(bare.encode_record(record(messages, 'the mat'), max_length=100))
+  assert tokens == [*bare.backend.encode(text + 'the mat').ids, bare.eos_id]  # a transcript is text: it has BOS and EOS
+  assert tokens[0] == bare.bos_id and bare.backend.decode(tokens[-own:]).strip() == 'the mat'
+
+
+def test_a_text_prompt_may_be_what_the_user_says(tokenizer):
+  said, text = (tokenizer.encode_record(record(prompt, 'sat', 'hello'), max_length=100, text_prompts='chat') for prompt in (MESSAGES, 'the cat?'))
+  assert paths(text) == paths(said)
+  assert paths(text) != paths(tokenizer.encode_record(record('the cat?', 'sat', 'hello'), max_length=100))
 
 
 def test_pad_may_be_eos(tokenizer):
@@ -121,7 +155,7 @@ def test_eos_in_the_text_is_not_doubled(tokenizer):
   assert tokens.count(tokenizer.eos_id) == 1
 
 
-@pytest.mark.parametrize('max_length', [4, 9, 12, 14, 20])
+@pytest.mark.parametrize('max_length', [2, 3, 4, 9, 12, 14, 20])
 def test_truncation_keeps_bos_the_prompt_s_end_and_a_response(tokenizer, max_length):
   one = record('the cat sat on the mat ', 'hello hello hello', 'the mat')
   whole = tokenizer.encode_record(one, max_length=1000)
@@ -133,8 +167,40 @@ def test_truncation_keeps_bos_the_prompt_s_end_and_a_response(tokenizer, max_len
     assert tokens[-own:] == full[len(full) - full_own :][:own]
     prompt, full_prompt = tokens[1:-own], full[1 : len(full) - full_own]
     assert not prompt or full_prompt[-len(prompt) :] == prompt  # cut from the left
+    assert prompt == full_prompt or len(full_prompt) + 1 >= max_length  # and only where it leaves no room
   if longest > max_length:
     assert tokenizer.encode_record(one, max_length=max_length, too_long='refuse') == f'f:1: {longest} tokens, and data.max_length is {max_length}'
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+  st.lists(st.sampled_from(TEXT) | st.text(max_size=8), max_size=4).map(''.join),
+  st.lists(st.sampled_from(TEXT) | st.text(min_size=1, max_size=20), min_size=1, max_size=4),
+  st.integers(1, 40), st.integers(1, 60),
+)  # fmt: skip
+def test_a_truncated_tree_fits_and_keeps_each_response_s_beginning(tokenizer, prompt, responses, max_length, max_size):
+  whole = tokenizer.encode_record(record(prompt, *responses), max_length=10_000)
+  tree = tokenizer.encode_record(record(prompt, *responses), max_length=max_length, max_size=max_size)
+  fits = max(len(tokens) for tokens, _ in paths(whole)) <= max_length and trees.size(whole) <= max_size
+  if isinstance(tree, str):
+    assert not fits and tree.startswith('f:1: ')
+    return
+  assert trees.size(tree) <= max_size and tree.labels['truncated'] == (not fits)
+  for (tokens, own), (full, full_own) in zip(paths(tree), paths(whole), strict=True):
+    assert len(tokens) <= max_length and tokens[-own:] == full[len(full) - full_own :][:own] and own >= 1
+    assert tokens[0] == tokenizer.bos_id or len(tokens) < 3
+  if fits:
+    assert paths(tree) == paths(whole)
+
+
+def test_many_responses_are_cut_at_one_depth_until_the_row_holds_them(tokenizer):
+  many = record('the cat', *([' sat on the mat and the mat and the mat'] * 6), ' hello')
+  whole, tree = (tokenizer.encode_record(many, max_length=100, max_size=size) for size in (None, 40))
+  depths = [len(tokens) for tokens, _ in paths(tree)]
+  assert len(set(depths[:6])) == 1 and 40 - 7 < trees.size(tree) <= 40  # one token more in each would be too many
+  assert paths(tree)[6] == paths(whole)[6]  # the short one is whole
+  refused = tokenizer.encode_record(many, max_length=100, max_size=40, too_long='refuse')
+  assert refused == f'f:1: prompt and responses take {trees.size(whole)} tokens, and a row has 40'
 
 
 def test_text_without_prompt_and_bos_is_a_forest(directory):
@@ -164,3 +230,11 @@ def test_bad_input_is_named(tokenizer, tmp_path):
   picky = Tokenizer(tokenizer.backend, {}, "{{ raise_exception('roles must alternate') }}")
   with pytest.raises(BadRecord, match='f:1: the chat template refuses the messages: roles must alternate'):
     picky.encode_record(record(MESSAGES, 'a'), max_length=9)
+  assert picky.encode_record(record(MESSAGES, 'a'), max_length=9, bad_rows='lenient') == 'f:1: the chat template refuses the messages: roles must alternate'
+  with pytest.raises(InputError, match='the chat template is malformed at line 2: '):
+    Tokenizer(tokenizer.backend, {}, '\n{% for %}')
+  with pytest.raises(InputError, match='the chat template refuses the messages: can only concatenate'):
+    Tokenizer(tokenizer.backend, {}, "{{ messages[0]['content'] + 1 }}").render(MESSAGES)
+  for choice in ('too_long', 'bad_rows', 'text_prompts'):
+    with pytest.raises(InputError, match=f"data.{choice} = 'cut': choose "):
+      tokenizer.encode_record(record('the', 'cat'), max_length=9, **{choice: 'cut'})

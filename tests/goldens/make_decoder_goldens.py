@@ -1,6 +1,6 @@
 """Makes tests/goldens/decoders: tiny random models of every family, and the logits and scores that transformers computes with them.
 
-  python tests/goldens/make_decoder_goldens.py     (torch 2.13.0, transformers 5; float64, so that the golden's own error does not count)
+  python tests/goldens/make_decoder_goldens.py     (made with torch 2.13.0, transformers 5.23.0; float64, so that the golden's own error does not count)
 
 Every parameter is drawn at random, norms and biases too, so that no two can be mixed up unseen. Windows are shorter than the text.
 """
@@ -26,6 +26,11 @@ FAMILIES = {
   'gemma2': ('Gemma2', dict(head_dim=16, sliding_window=5, query_pre_attn_scalar=24, attn_logit_softcapping=5.0, final_logit_softcapping=3.0)),
   'gemma3': ('Gemma3Text', dict(head_dim=16, sliding_window=5, query_pre_attn_scalar=24,
                                 layer_types=['sliding_attention', 'full_attention', 'sliding_attention'])),
+  'gemma3_linear': ('Gemma3Text', dict(head_dim=8, sliding_window=5, query_pre_attn_scalar=8, tie_word_embeddings=False, attention_bias=True,
+                                       layer_types=['sliding_attention', 'full_attention', 'sliding_attention'],
+                                       rope_parameters=dict(full_attention=dict(rope_type='linear', rope_theta=1e3, factor=4.0),
+                                                            sliding_attention=dict(rope_type='default', rope_theta=50.0)))),
+  'qwen3_sliding': ('Qwen3', dict(head_dim=8, use_sliding_window=True, sliding_window=5, max_window_layers=2, attention_bias=True)),
 }  # fmt: skip
 
 

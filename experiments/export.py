@@ -1,0 +1,85 @@
+"""Writes a trained reward model as a Hugging Face directory.
+
+  python -m experiments.export --checkpoint=DIR --output=HF_DIR [--best] [--dtype=bfloat16]
+
+`transformers.AutoModelForSequenceClassification.from_pretrained(HF_DIR)` gives the same scores for the same token ids: those of prompt and
+response as one text, with the tokenizer's end-of-text token after plain text, or as the chat template has it.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+import jax
+
+from experiments import cli
+from rmjax.backbones import pretrained
+from rmjax.backbones.lora import merge_lora
+from rmjax.data.tokenizer import Tokenizer
+from rmjax.errors import InputError
+from rmjax.heads.scalar import ScalarHead
+from rmjax.training.checkpoints import read_meta
+from rmjax.training.saved import load_reward_model
+
+_CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'The --workdir of a training run.', required=True)
+_OUTPUT = flags.DEFINE_string('output', None, 'Directory to write.', required=True)
+_BEST = flags.DEFINE_bool('best', False, "Take the run's best checkpoint instead of its newest.")
+_DTYPE = flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of the tensors.')
+
+
+def export(checkpoint: Path | str, output: Path | str, *, best: bool = False, dtype: str = 'float32') -> None:
+  """Writes weights, config and tokenizer.
+
+  Raises:
+    InputError: the head is not scalar, no Hugging Face architecture has the decoder, or no token can pad.
+  """
+  saved = load_reward_model(checkpoint, best=best)
+  head = saved.model.head
+  if not isinstance(head, ScalarHead) or 'head' not in saved.params:
+    raise InputError(f'{checkpoint} has a {type(head).__name__}, and Hugging Face has a form for ScalarHead alone: without its head it is no reward model')
+  pad = padding_token(saved.tokenizer)
+  params = saved.params['backbone']
+  if any('_lora_' in jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)):
+    params = merge_lora(params, alpha=read_meta(checkpoint)['config']['model']['lora']['alpha'])
+  ids = dict(bos_token_id=saved.tokenizer.bos_id, eos_token_id=saved.tokenizer.eos_id, pad_token_id=pad)
+  extra = {name: value for name, value in ids.items() if value >= 0}
+  pretrained.save(output, saved.model.backbone.config, params, score=saved.params['head']['score']['kernel'], dtype=dtype, extra=extra)
+  saved.tokenizer.save(output)
+  _set_padding(Path(output), saved.tokenizer.backend.id_to_token(pad))
+
+
+def padding_token(tokenizer: Tokenizer) -> int:
+  """A token that ends no response. Hugging Face reads a reward at the last token that is not padding, so a pad that is EOS would move it.
+
+  Returns:
+    The tokenizer's own padding token, or else BOS, or else the unknown token.
+
+  Raises:
+    InputError: none of them will do.
+  """
+  ends = {tokenizer.eos_id, tokenizer.encode_path('a', 'b')[0][-1]}
+  if tokenizer.has_chat_template:
+    ends.add(tokenizer.encode_path([{'role': 'user', 'content': 'a'}], 'b')[0][-1])
+  for candidate in (tokenizer.pad_id, tokenizer.bos_id, tokenizer.unk_id):
+    if candidate >= 0 and candidate not in ends:
+      return candidate
+  raise InputError('the tokenizer has no token to pad with that ends no response: give it a pad_token that is not its eos_token')
+
+
+def _set_padding(directory: Path, token: str) -> None:
+  for name in ('tokenizer_config.json', 'special_tokens_map.json'):
+    file = directory / name
+    if file.is_file():
+      config: dict[str, Any] = json.loads(file.read_text(encoding='utf-8'))
+      file.write_text(json.dumps({**config, 'pad_token': token}, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
+
+
+def main() -> None:
+  """Exports what the flags say."""
+  export(_CHECKPOINT.value, _OUTPUT.value, best=_BEST.value, dtype=_DTYPE.value)
+  print(f"{_OUTPUT.value}: load it with transformers.AutoModelForSequenceClassification.from_pretrained('{_OUTPUT.value}')")
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,83 @@
+"""What programs that run a trained reward model share: its flags, loading it, and a progress bar."""
+
+from collections.abc import Callable, Iterable, Iterator
+import functools
+from typing import NamedTuple, TypeVar
+
+from absl import flags
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from rmjax.data.pipeline import Encode
+from rmjax.data.records import Record
+from rmjax.errors import InputError
+from rmjax.evaluation.scored import Scored
+from rmjax.evaluation.scoring import score_records
+from rmjax.training.mesh import make_mesh
+from rmjax.training.saved import load_reward_model
+
+CHECKPOINT = flags.DEFINE_string(
+  'checkpoint', None, 'The --workdir of a training run, or a Hugging Face directory of a ForSequenceClassification model.', required=True
+)
+BEST = flags.DEFINE_bool('best', False, "Take the run's best checkpoint instead of its newest.")
+BAD_ROWS = flags.DEFINE_enum('bad_rows', 'strict', ['strict', 'lenient'], 'Whether a row that cannot be used stops the program, or is reported.')
+COLUMNS = flags.DEFINE_string('columns', '', "Other names of columns: 'ours=theirs' pairs, separated by commas.")
+_DTYPE = flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of matrix products. In bfloat16 a reward depends a little on its batch.')
+_ROWS = flags.DEFINE_integer('rows', 8, 'Rows of a batch.', lower_bound=1)
+_LENGTH = flags.DEFINE_integer('length', 1024, 'Tokens of a row; doubled where a record needs more.', lower_bound=1)
+_FSDP = flags.DEFINE_integer('fsdp', 1, 'Devices that parameters are split over; -1 for all.')
+
+Item = TypeVar('Item')
+
+
+class Scorer(NamedTuple):
+  """A loaded reward model."""
+
+  encode: Encode
+  score: Callable[[Iterable[Record], Encode], Iterator[Scored]]  # as `score_records`
+
+
+def load(checkpoint: str, *, best: bool = False, dtype: str = 'float32', rows: int = 8, length: int = 1024, fsdp: int = 1, bad_rows: str = 'strict') -> Scorer:
+  """Loads a reward model; the arguments are the flags of the same names, `bad_rows` for what cannot be tokenised.
+
+  Raises:
+    InputError: there is none, or it does not fit the devices.
+  """
+  if dtype == 'float32':  # accelerators would round the factors to bfloat16 or TF32
+    jax.config.update('jax_default_matmul_precision', 'highest')
+  mesh = make_mesh(data=1, fsdp=-1) if fsdp == -1 else make_mesh(fsdp=fsdp)
+  saved = load_reward_model(checkpoint, best=best, mesh=mesh)
+  model = saved.model.clone(backbone=saved.model.backbone.clone(dtype=jnp.dtype(dtype)))
+  encode = functools.partial(saved.tokenizer.encode_record, **saved.data, bad_rows=bad_rows)
+  return Scorer(encode, functools.partial(_score, model, saved.params, mesh=mesh, rows=rows, length=length))
+
+
+def _score(model, params, records: Iterable[Record], encode: Encode, **options) -> Iterator[Scored]:
+  return score_records(model, params, records, encode, **options)
+
+
+def load_from_flags(*, bad_rows: str) -> Scorer:
+  """The model that the command line names."""
+  return load(CHECKPOINT.value, best=BEST.value, dtype=_DTYPE.value, rows=_ROWS.value, length=_LENGTH.value, fsdp=_FSDP.value, bad_rows=bad_rows)
+
+
+def columns_from_flags() -> dict[str, str]:
+  """Our column -> the data's.
+
+  Raises:
+    InputError: something else than pairs.
+  """
+  pairs = [pair.split('=') for pair in COLUMNS.value.split(',') if pair]
+  if not all(len(pair) == 2 and all(pair) for pair in pairs):
+    raise InputError(f"--columns={COLUMNS.value}: give 'ours=theirs' pairs, separated by commas, such as prompt=question,chosen=good")
+  return dict(pairs)
+
+
+def progress(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
+  """Passes items on, under a progress bar where there is a terminal."""
+  console = Console(stderr=True)
+  columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TextColumn('{task.speed:,.0f} records/s'), TimeElapsedColumn())
+  with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+    yield from bar.track(items, total=total, description=what)
