@@ -17,7 +17,6 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
 from rmjax.errors import InputError
 from rmjax.training.step import TrainState
 
-
 _HANDLERS = dict(
   params=ocp.StandardCheckpointHandler(), training=ocp.StandardCheckpointHandler(), data=grain.checkpoint.CheckpointHandler(), meta=ocp.JsonCheckpointHandler()
 )
