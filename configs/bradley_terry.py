@@ -36,6 +36,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     columns='',  # 'ours=theirs' pairs, separated by commas
     tokenizer='',  # directory; '' is model.path
     max_length=1024,  # tokens of prompt and response together
+    text_prompts='plain',  # or 'chat', which reads a prompt that is text as the user's message
     too_long='truncate',  # or 'refuse'; either way they are counted in the result
     bad_rows='strict',  # or 'lenient', which counts them and goes on
   )

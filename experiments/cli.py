@@ -30,7 +30,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _one_line(e: Exception) -> str:
-  text = ' '.join(str(e).split())
+  text = ' '.join(str(e).split('\n----', 1)[0].split())  # grain adds a remark of its own below a dashed line
   return text if isinstance(e, (InputError, RuntimeError, flags.Error)) else f'{type(e).__name__}: {text}'
 
 

@@ -6,6 +6,7 @@ Writes DIR/config.json, metrics.jsonl, TensorBoard events, checkpoints, result.j
 """
 
 from collections.abc import Iterator
+import contextlib
 import functools
 import json
 from pathlib import Path
@@ -45,7 +46,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
 
   # Data
   train_source, eval_source, tokenizer = open_data(config)
-  encode = functools.partial(tokenizer.encode_record, max_length=config.data.max_length, too_long=config.data.too_long)
+  text = {name: config.data[name] for name in ('max_length', 'too_long', 'text_prompts')}
+  encode = functools.partial(tokenizer.encode_record, **text, max_size=config.train.length, bad_rows=config.data.bad_rows)
   shape = dict(rows=config.train.rows, length=config.train.length, slots=config.train.slots, responses=config.train.responses)
   shard = {**shape, 'rows': config.train.rows // jax.process_count(), 'process_index': jax.process_index(), 'process_count': jax.process_count()}
   batches = pipeline.train_batches(train_source, encode, seed=config.seed, **shard)
@@ -88,13 +90,12 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     wandb = {'project': config.wandb, 'config': config.to_dict()} if config.wandb else None
     writer = Writer(workdir, resume_step=int(state.step), wandb=wandb)
 
-    state, last = loop.fit(
-      state, step, batches, steps=config.train.steps, mesh=mesh, checkpoints=checkpoints, writer=writer, meta=meta, schedule=schedule,
-      epoch_size=len(train_source), evaluate=evaluate,
-      log_every=config.train.log_every, eval_every=config.train.eval_every, save_every=config.train.save_every,
-    )  # fmt: skip
-    checkpoints.close()
-    writer.close()
+    with contextlib.closing(checkpoints), contextlib.closing(writer):  # a save that was started is finished, whatever ends the loop
+      state, last = loop.fit(
+        state, step, batches, steps=config.train.steps, mesh=mesh, checkpoints=checkpoints, writer=writer, meta=meta, schedule=schedule,
+        epoch_size=len(train_source), evaluate=evaluate,
+        log_every=config.train.log_every, eval_every=config.train.eval_every, save_every=config.train.save_every,
+      )  # fmt: skip
 
     # Result
     scored = list(score_records(model, state.params['reward'], (eval_source[i] for i in range(len(eval_source))), encode, mesh=mesh, **shape))

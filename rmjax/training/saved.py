@@ -25,7 +25,7 @@ class Saved(NamedTuple):
   model: RewardModel
   params: Any
   tokenizer: Tokenizer
-  data: dict[str, Any]  # `max_length` and `too_long`
+  data: dict[str, Any]  # arguments of `Tokenizer.encode_record`
 
 
 def choose_decoder(path: str, decoder: Mapping[str, Any], *, tokenizer: Tokenizer, max_length: int) -> DecoderConfig:
@@ -88,14 +88,14 @@ def load_reward_model(directory: Path | str, *, best: bool = False, mesh: Mesh |
     settings = meta['config']['model']
     model = build(DecoderConfig(**meta['decoder']), **{name: settings[name] for name in ('dtype', 'remat', 'head', 'lora')})
     params = restore_params(directory, {'reward': abstract_params(model, mesh)}, best=best)['reward']
-    data = {name: meta['config']['data'][name] for name in ('max_length', 'too_long')}
+    data = {name: meta['config']['data'][name] for name in ('max_length', 'too_long', 'text_prompts')}
     return Saved(model, params, Tokenizer.load(directory / 'tokenizer'), data)
   config = pretrained.read_config(directory)
   if pretrained.load_score(directory) is None:
     raise InputError(f'{directory} has no reward head (score.weight): train one with --config.model.path={directory}')
   model = build(config, dtype='float32', remat='none', head=dict(name='rmjax.heads.scalar:ScalarHead'), lora=dict(rank=0))
   params = _read(directory, abstract_params(model, mesh))
-  return Saved(model, params, Tokenizer.load(directory), dict(max_length=config.max_positions, too_long='truncate'))
+  return Saved(model, params, Tokenizer.load(directory), dict(max_length=config.max_positions, too_long='truncate', text_prompts='plain'))
 
 
 def describe(config: DecoderConfig) -> dict[str, Any]:
@@ -115,6 +115,8 @@ def _read(path: Path | str, abstract: Any) -> Any:
   """What a Hugging Face directory has of a reward model: the backbone, and the scalar head if there is one on both sides."""
   found = {'backbone': pretrained.load_decoder(path, abstract['backbone'])}
   score, kernel = pretrained.load_score(path), abstract['head'].get('score', {}).get('kernel')
+  if score is not None and score.shape[1] != 1:
+    raise InputError(f'{path} has {score.shape[1]} labels: a reward model has one')
   if score is not None and kernel is not None and kernel.shape == score.shape:
     found['head'] = {'score': {'kernel': jax.device_put(score, kernel.sharding)}}
   return found

@@ -20,7 +20,7 @@ from rmjax.training import checkpoints, loop
 from rmjax.training.saved import load_reward_model
 
 TINY = {
-  'model.decoder': dict(hidden_size=16, intermediate_size=24, num_layers=1, num_heads=2, num_kv_heads=1),
+  'model.decoder': dict(hidden_size=16, intermediate_size=24, num_layers=1, num_heads=2, num_kv_heads=2),
   'train.steps': 12, 'train.rows': 8, 'train.length': 192, 'train.log_every': 4, 'train.eval_every': 5, 'train.save_every': 3,
   'world.eval_size': 20, 'world.train_size': 60,
 }  # fmt: skip
@@ -91,7 +91,7 @@ def test_a_crashed_run_resumes_bit_for_bit(whole, tmp_path, monkeypatch, moment)
 def test_resuming_onto_another_mesh(whole, tmp_path, monkeypatch):
   monkeypatch.setattr(loop.signal, 'signal', _stop_at_once(loop.signal.signal))
   with pytest.raises(loop.Preempted, match='SIGTERM at step 1: saved'):
-    train_reward.train(tiny(**{'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2, 'model.decoder': {}}), tmp_path)
+    train_reward.train(tiny(**{'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2}), tmp_path)
   monkeypatch.undo()
   train_reward.train(tiny(**{'mesh.data': 8}), tmp_path)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), final_params(tmp_path), final_params(whole[0]))
@@ -128,7 +128,7 @@ def test_a_directory_holds_one_run(whole):
     ({'data.train': 'nowhere.jsonl', 'data.eval': 'x.jsonl'}, 'nowhere.jsonl does not exist'),
     ({'data.train': '', 'world.name': ''}, 'config.data.train is empty: give --config.data.train=FILE'),
     ({'train.responses': 3}, r'train:\d+: 6 responses, and config.train.responses is 3'),
-    ({'train.length': 32}, r'train:\d+: prompt and responses take \d+ tokens, and a row has 32'),
+    ({'train.length': 32, 'data.too_long': 'refuse'}, 'every record of the training data was refused, the last one because: .* a row has 32'),
     ({'train.rows': 6}, r'train.rows / train.accumulate = 6 cannot be split 8 ways'),
     ({'mesh.tensor': 8, 'mesh.data': 1, 'train.rows': 1}, r'num_heads = 2 cannot be split 8 ways'),
     ({'mesh.tensor': 3}, 'does not fit 8 devices'),
