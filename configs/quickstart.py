@@ -16,8 +16,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     train_size=100_000,
     eval_size=500,
     tasks=('lookup', 'count', 'order', 'form', 'copy'),
-    responses=6,
-    correctness=2.0,
+    responses=4,
+    pairs=0,
+    correctness=4.0,
     completeness=1.0,
     courtesy=0.5,
     verbosity=-0.25,
@@ -26,7 +27,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   )
   config.data.max_length = 64
   config.model.update(dtype='float32', remat='none')
-  config.train.update(steps=1000, rows=8, length=192, slots=4, responses=6, log_every=50, eval_every=250, save_every=250)
+  config.train.update(steps=1000, rows=8, length=192, slots=4, responses=4, log_every=50, eval_every=250, save_every=250)
   config.optimizer.update(learning_rate=1e-3, warmup=0.05, final=0.05)
   config.mesh.update(data=-1, fsdp=1)
   return config

@@ -1,6 +1,6 @@
 """Small checkable tasks in plain words: each draws a prompt, the parts of its right answer, and wrong answers.
 
-Nothing in a response alone tells right from wrong: seen without its prompt, every answer is as likely to be the one as the other.
+Nothing in a response alone tells right from wrong: over all prompts, every answer is as likely to be the one as the other.
 """
 
 from collections.abc import Callable
@@ -8,14 +8,25 @@ from random import Random
 from typing import NamedTuple
 
 NAMES = 'anna ben clara david emma felix grace henry iris jack kate leo mary noah olga paul'.split()
-COLOURS = 'red blue green yellow black white orange purple brown pink grey golden'.split()
 THINGS = 'box cup hat key book lamp chair ball coat shoe bag ring clock plate spoon knife'.split()
-ANIMALS = 'dog cat bird fish horse cow sheep goat duck mouse frog bear wolf fox lion owl'.split()
-JOINERS = 'and or then plus'.split()
-NUMBERS = (
-  'zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty'
+ANIMALS = 'dog cat bird fish horse cow sheep goat duck mouse frog bear'.split()
+PLACES = 'river forest garden kitchen school market beach station tower bridge village castle'.split()
+VERBS = 'sleeps sings plays waits works eats hides rests runs walks jumps swims'.split()
+NUMBERS = 'zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty'.split()
+WORDS = (
+  'apple arm autumn baby bacon basket blanket bottle bread brother brush butter button cabbage cake camera candle carpet ceiling cheese circle cloud '
+  'corner cousin curtain dance desert dinner doctor dream east egg engine evening family farm father feather field finger flower fork friday fruit gate '
+  'ghost glass glove gold grandmother grape hammer hand heart hill holiday honey house ice ink island jacket jewel joke journey jungle king kite ladder '
+  'lake leaf lemon letter lion lunch machine magnet marble meat milk mirror monday moon mother mountain music nail name needle nest night nut ocean '
+  'office onion orange oven page paint paper pepper picture pillow pocket potato queen quilt rain ribbon rice road rocket roof rope salt sand shadow '
+  'sister snow soup square star stone sugar summer table tea teacher ticket tree tunnel uncle valley violin voice wall water wave week window winter wood '
+  'year yesterday zebra'
 ).split()
-GRAMMAR = 'row two a are what colour the count in say from next to repeat join with . , : ? is minus has who more less backwards friend of'.split()
+GRAMMAR = (
+  'alphabet and asks at count end first friend has have in is it largest last minus next of order plus put repeat smallest that the then times to '
+  'what who with write'
+)
+PUNCTUATION = '. , : ?'
 
 OPENERS = ('gladly .', 'sure .', 'certainly .', 'of course .')
 FILLERS = ('i see .', 'well .', 'one moment .', 'you know .', 'good question .', 'here we go .')
@@ -23,7 +34,7 @@ FILLERS = ('i see .', 'well .', 'one moment .', 'you know .', 'good question .',
 
 def vocabulary() -> list[str]:
   """Every word that a text of this world can hold, sorted."""
-  lists = (NAMES, COLOURS, THINGS, ANIMALS, JOINERS, NUMBERS, GRAMMAR)
+  lists = (NAMES, THINGS, ANIMALS, PLACES, VERBS, NUMBERS, WORDS, GRAMMAR.split(), PUNCTUATION.split())
   return sorted({word for words in lists for word in words} | {word for text in OPENERS + FILLERS for word in text.split()})
 
 
@@ -33,7 +44,7 @@ class Task(NamedTuple):
   Attributes:
     prompt: the question.
     right: the parts of the full right answer, in order; leaving out the last ones makes it incomplete.
-    wrong: full wrong answers, with the same parts.
+    wrong: full wrong answers, each in as many parts, and wrong in every one.
   """
 
   prompt: str
@@ -41,46 +52,88 @@ class Task(NamedTuple):
   wrong: tuple[tuple[str, ...], ...]
 
 
-def lookup(rng: Random) -> Task:
-  """What colour two of three things are; a wrong answer exchanges their colours, or names colours of nothing."""
-  colours, things = rng.sample(COLOURS, 5), rng.sample(THINGS, 3)
-  i, j = rng.sample(range(3), 2)
-  listed = ' , '.join(f'{colour} {thing}' for colour, thing in zip(colours, things, strict=False))
-  say = lambda a, b: (f'{colours[a]} {things[i]}', f', {colours[b]} {things[j]}')
-  return Task(f'{listed} . what colour are {things[i]} and {things[j]} ?', say(i, j), (say(j, i), say(3, 4)))
-
-
-def count(rng: Random) -> Task:
-  """How often two words stand in a list of four."""
-  (a, b), n = rng.sample(ANIMALS, 2), rng.randint(1, 3)
-  items = [a] * n + [b] * (4 - n)
-  rng.shuffle(items)
-  say = lambda n: (f'{NUMBERS[n]} {a}', f', {NUMBERS[4 - n]} {b}')
-  return Task(f'count {a} and {b} in {" ".join(items)}', say(n), tuple(say(m) for m in (1, 2, 3) if m != n))
-
-
-def order(rng: Random) -> Task:
-  """What comes next in a row."""
-  row = rng.sample(ANIMALS, 6)
-  i = rng.randint(0, 1)
-  say = lambda x, y: (f'{row[i]} {x}', y)
-  return Task(f'row : {" ".join(row[:4])} . say {row[i]} and the next two', say(row[i + 1], row[i + 2]), (say(row[i + 2], row[i + 1]), say(*row[4:])))
-
-
 def copy(rng: Random) -> Task:
-  """Four words to repeat; a wrong answer has other words, or exchanges neighbours."""
+  """Four words to repeat; a wrong answer has other words, or the same ones in reverse."""
   words = rng.sample(THINGS, 8)
   say = lambda a, b, c, d: (f'{a} {b}', f'{c} {d}')
-  a, b, c, d, *others = words
-  return Task(f'repeat : {a} {b} {c} {d}', say(a, b, c, d), (say(*others), say(b, a, d, c)))
+  return Task(f'repeat : {" ".join(words[:4])}', say(*words[:4]), (say(*words[4:]), say(*words[3::-1])))
 
 
 def form(rng: Random) -> Task:
-  """Words to join with another between them."""
-  (a, b, c), (right, *others) = rng.sample(THINGS, 3), rng.sample(JOINERS, 4)
-  say = lambda joiner: (f'{a} {joiner} {b}', f'{joiner} {c}')
-  return Task(f'join {a} {b} {c} with {right} .', say(right), tuple(map(say, others)))
+  """A sentence about something that has to end with a given word; a wrong answer has other words."""
+  (one, other, end, other_end), verbs = rng.sample(WORDS, 4), rng.sample(VERBS, 2)
+  say = lambda subject, verb, place: (f'the {subject} {verb}', f'at the {place}')
+  return Task(f'write that the {one} {verbs[0]} and end with {end}', say(one, verbs[0], end), (say(other, verbs[1], other_end),))
 
 
-TASKS: dict[str, Callable[[Random], Task]] = dict(lookup=lookup, count=count, order=order, form=form, copy=copy)
-DEFAULT_TASKS = ('lookup', 'count', 'order', 'form', 'copy')
+def lookup(rng: Random) -> Task:
+  """What two of three people have; a wrong answer gives each the other's thing, or things of nobody."""
+  people, things = rng.sample(NAMES, 3), rng.sample(THINGS, 5)
+  i, j = rng.sample(range(3), 2)
+  facts = ' , '.join(f'{name} has {thing}' for name, thing in zip(people, things, strict=False))
+  say = lambda a, b: (f'{people[i]} has {things[a]}', f', {people[j]} has {things[b]}')
+  return Task(f'{facts} . what have {people[i]} and {people[j]} ?', say(i, j), (say(j, i), say(3, 4)))
+
+
+def order(rng: Random) -> Task:
+  """Who stands next to somebody in a line; a wrong answer has them the other way round, or names strangers."""
+  line = rng.sample(NAMES, 6)
+  i = rng.randint(1, 2)
+  say = lambda before, after: (f'{before} then {line[i]}', f'then {after}')
+  right = line[i - 1], line[i + 1]
+  return Task(f'{" then ".join(line[:4])} . who is next to {line[i]} ?', say(*right), (say(*right[::-1]), say(*line[4:])))
+
+
+def count(rng: Random) -> Task:
+  """How often two words stand in a list, from zero to three times; a wrong answer is two off."""
+  kinds, numbers = rng.sample(THINGS, 3), [rng.randint(0, 3), rng.randint(0, 3), 1]
+  items = [kind for kind, number in zip(kinds, numbers, strict=True) for _ in range(number)]
+  rng.shuffle(items)
+  say = lambda off: tuple(f'{", " * k}{NUMBERS[(numbers[k] + off) % 4]} times {kinds[k]}' for k in range(2))
+  return Task(f'count : {" ".join(items)}', say(0), (say(2),))
+
+
+def arithmetic(rng: Random) -> Task:
+  """A sum or a difference; a wrong answer is one or two off, twenty-one numbers round a circle."""
+  result = rng.randint(0, 20)
+  if rng.random() < 0.5:
+    a = rng.randint(0, result)
+    question = f'{NUMBERS[a]} plus {NUMBERS[result - a]}'
+  else:
+    b = rng.randint(0, 20 - result)
+    question = f'{NUMBERS[result + b]} minus {NUMBERS[b]}'
+  say = lambda off: (f'it is {NUMBERS[(result + off) % 21]}',)
+  return Task(f'{rng.choice(NAMES)} asks what is {question} ?', say(0), tuple(say(off) for off in (-2, -1, 1, 2)))
+
+
+def sort(rng: Random) -> Task:
+  """Three numbers to put in order, from the smallest or from the largest; a wrong answer goes the other way."""
+  return _ordered(rng, NUMBERS, ('smallest first', 'largest first'))
+
+
+def alphabet(rng: Random) -> Task:
+  """Three words to put in alphabetical order, or its reverse; a wrong answer goes the other way."""
+  return _ordered(rng, WORDS, ('of the alphabet', 'of the alphabet , last first'))
+
+
+def _ordered(rng: Random, words: list[str], ways: tuple[str, str]) -> Task:
+  drawn = rng.sample(range(len(words)), 3)
+  way = rng.randrange(2)
+  say = lambda reverse: (' '.join(words[k] for k in sorted(drawn, reverse=reverse)),)
+  return Task(f'put {" ".join(words[k] for k in drawn)} in order {ways[way]}', say(bool(way)), (say(not way),))
+
+
+def two_hop(rng: Random) -> Task:
+  """What somebody's friend has: a lookup in the result of a lookup; a wrong answer gives what another's friend has."""
+  people, things = rng.sample(NAMES, 4), rng.sample(THINGS, 2)
+  swap, asked = rng.randrange(2), rng.randrange(2)
+  friends = ' , '.join(f'the friend of {people[k]} is {people[2 + k]}' for k in range(2))
+  owners = ' , '.join(f'{people[2 + k]} has {things[k]}' for k in (swap, 1 - swap))
+  say = lambda k: (f'it is {things[k]}',)
+  return Task(f'{friends} . {owners} . what has the friend of {people[asked]} ?', say(asked), (say(1 - asked),))
+
+
+DEFAULT_TASKS = ('copy', 'form', 'lookup', 'order', 'count')  # learned from scratch in minutes by a million parameters; the others are harder
+TASKS: dict[str, Callable[[Random], Task]] = {
+  task.__name__: task for task in (copy, form, lookup, order, count, arithmetic, sort, alphabet, two_hop)
+}
