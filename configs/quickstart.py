@@ -16,6 +16,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     train_size=100_000,
     eval_size=500,
     tasks=('lookup', 'count', 'order', 'form', 'copy'),
+    exchange=False,
     responses=4,
     pairs=0,
     correctness=4.0,

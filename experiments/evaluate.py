@@ -132,9 +132,9 @@ def main() -> None:
   console = Console()
   (console if console.is_terminal else Console(width=160)).print(table(result, names))
   for name in names:
-    told = {what: result[f'{name}/num_{what}'] for what in ('bad_rows', 'refused', 'truncated') if result[f'{name}/num_{what}']}
-    if told:
-      print(f'{name}: of {result[f"{name}/num_records"]} records ' + ', '.join(f'{count} {what}' for what, count in told.items()))
+    truncated, refused, bad = (result[f'{name}/num_{what}'] for what in ('truncated', 'refused', 'bad_rows'))
+    if truncated or refused or bad:
+      print(f'{name}: {result[f"{name}/num_records"]} records, of which {truncated} truncated and {refused} refused; {bad} bad rows left out')
   if _OUTPUT.value:
     Path(_OUTPUT.value).parent.mkdir(parents=True, exist_ok=True)
     write_json(Path(_OUTPUT.value), result)

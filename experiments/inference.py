@@ -25,7 +25,7 @@ BEST = flags.DEFINE_bool('best', False, "Take the run's best checkpoint instead 
 BAD_ROWS = flags.DEFINE_enum('bad_rows', 'strict', ['strict', 'lenient'], 'Whether a row that cannot be used stops the program, or is reported.')
 COLUMNS = flags.DEFINE_string('columns', '', "Other names of columns: 'ours=theirs' pairs, separated by commas.")
 _DTYPE = flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of matrix products. In bfloat16 a reward depends a little on its batch.')
-_ROWS = flags.DEFINE_integer('rows', 8, 'Rows of a batch.', lower_bound=1)
+_ROWS = flags.DEFINE_integer('rows', 4, 'Rows of a batch: more of them for an accelerator.', lower_bound=1)
 _LENGTH = flags.DEFINE_integer('length', 1024, 'Tokens of a row; doubled where a record needs more.', lower_bound=1)
 _FSDP = flags.DEFINE_integer('fsdp', 1, 'Devices that parameters are split over; -1 for all.')
 
@@ -39,7 +39,7 @@ class Scorer(NamedTuple):
   score: Callable[[Iterable[Record], Encode], Iterator[Scored]]  # as `score_records`
 
 
-def load(checkpoint: str, *, best: bool = False, dtype: str = 'float32', rows: int = 8, length: int = 1024, fsdp: int = 1, bad_rows: str = 'strict') -> Scorer:
+def load(checkpoint: str, *, best: bool = False, dtype: str = 'float32', rows: int = 4, length: int = 1024, fsdp: int = 1, bad_rows: str = 'strict') -> Scorer:
   """Loads a reward model; the arguments are the flags of the same names, `bad_rows` for what cannot be tokenised.
 
   Raises:

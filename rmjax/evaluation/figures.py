@@ -68,7 +68,7 @@ def _reliability(scored: Sequence[Scored], path: Path, title: str) -> bool:
     error = 1.96 * np.sqrt(p * (1 - p) / n)
     axes.errorbar(curve.confidence[shown], p, error, color=BLUE, marker='o', linewidth=1.6, elinewidth=1, capsize=2, label='model (95 % interval)')
     ece = calibration.expected_calibration_error(curve)
-    axes.set(ylabel='share of pairs it orders as labelled', ylim=(min(0.4, np.min(p) - 0.05), 1.03), title=_title(title, f'calibration, ECE {ece:.3f}'))
+    axes.set(ylabel='share of pairs it orders as labelled', ylim=(max(0, min(0.4, np.min(p - error) - 0.03)), 1.03), title=_title(title, f'calibration, ECE {ece:.3f}'))
     axes.legend(frameon=False, loc='upper left')
     counts.bar(edges[:-1], curve.count, np.diff(edges), align='edge', color=BLUE, edgecolor='white')
     counts.set(xlabel='stated probability of the response it prefers', ylabel='pairs', xlim=(0.5, 1.005))

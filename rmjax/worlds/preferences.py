@@ -35,6 +35,7 @@ class Settings:
 
   Attributes:
     tasks: names of `preferences_tasks.TASKS`, drawn alike.
+    exchange: whether wrong answers may also be exchanged ones, which are harder to tell.
     responses: N, to a prompt; half of them (rounded up) are right.
     pairs: how many pairs of different texts are compared, drawn alike; 0 for all.
     correctness: gold reward of a right answer.
@@ -46,6 +47,7 @@ class Settings:
   """
 
   tasks: tuple[str, ...] = DEFAULT_TASKS
+  exchange: bool = False
   responses: int = 4
   pairs: int = 0
   correctness: float = 4.0
@@ -137,7 +139,7 @@ class Preferences:
       task = TASKS[name](rng)
     correct = [n % 2 == 0 for n in range(s.responses)]
     rng.shuffle(correct)
-    responses = [respond(task, ok, rng) for ok in correct]
+    responses = [respond(task, ok, s, rng) for ok in correct]
 
     texts = tuple(response.text for response in responses)
     gold = np.array([gold_reward(response, s) for response in responses], np.float32)
@@ -152,9 +154,9 @@ class Preferences:
     return Record(task.prompt + '\n', texts, wins, unrated, subset=name, where=f'{self._split}:{index}', labels=labels)
 
 
-def respond(task: Task, correct: bool, rng: Random) -> Response:
+def respond(task: Task, correct: bool, s: Settings, rng: Random) -> Response:
   """Draws a response; all its attributes but `correct` are drawn apart from the task."""
-  parts = task.right if correct else rng.choice(task.wrong)
+  parts = task.right if correct else rng.choice(task.wrong + (task.exchanged if s.exchange else ()))
   said = len(parts) if rng.random() < 0.7 else 1
   polite, fillers = rng.random() < 0.5, rng.choice((0, 0, 0, 1, 1, 2))
   text = ' '.join([*([rng.choice(OPENERS)] if polite else []), *rng.sample(FILLERS, fillers), *parts[:said], '.'])

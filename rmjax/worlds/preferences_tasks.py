@@ -45,18 +45,20 @@ class Task(NamedTuple):
     prompt: the question.
     right: the parts of the full right answer, in order; leaving out the last ones makes it incomplete.
     wrong: full wrong answers, each in as many parts, and wrong in every one.
+    exchanged: further ones that have the right words in the wrong places, so that it is not enough to know what the prompt mentions.
   """
 
   prompt: str
   right: tuple[str, ...]
   wrong: tuple[tuple[str, ...], ...]
+  exchanged: tuple[tuple[str, ...], ...] = ()
 
 
 def copy(rng: Random) -> Task:
-  """Four words to repeat; a wrong answer has other words, or the same ones in reverse."""
+  """Four words to repeat; a wrong answer has other words, an exchanged one the same in reverse."""
   words = rng.sample(THINGS, 8)
   say = lambda a, b, c, d: (f'{a} {b}', f'{c} {d}')
-  return Task(f'repeat : {" ".join(words[:4])}', say(*words[:4]), (say(*words[4:]), say(*words[3::-1])))
+  return Task(f'repeat : {" ".join(words[:4])}', say(*words[:4]), (say(*words[4:]),), (say(*words[3::-1]),))
 
 
 def form(rng: Random) -> Task:
@@ -67,21 +69,21 @@ def form(rng: Random) -> Task:
 
 
 def lookup(rng: Random) -> Task:
-  """What two of three people have; a wrong answer gives each the other's thing, or things of nobody."""
+  """What two of three people have; a wrong answer gives things of nobody, an exchanged one each the other's."""
   people, things = rng.sample(NAMES, 3), rng.sample(THINGS, 5)
   i, j = rng.sample(range(3), 2)
   facts = ' , '.join(f'{name} has {thing}' for name, thing in zip(people, things, strict=False))
   say = lambda a, b: (f'{people[i]} has {things[a]}', f', {people[j]} has {things[b]}')
-  return Task(f'{facts} . what have {people[i]} and {people[j]} ?', say(i, j), (say(j, i), say(3, 4)))
+  return Task(f'{facts} . what have {people[i]} and {people[j]} ?', say(i, j), (say(3, 4),), (say(j, i),))
 
 
 def order(rng: Random) -> Task:
-  """Who stands next to somebody in a line; a wrong answer has them the other way round, or names strangers."""
+  """Who stands next to somebody in a line; a wrong answer names strangers, an exchanged one has them the other way round."""
   line = rng.sample(NAMES, 6)
   i = rng.randint(1, 2)
   say = lambda before, after: (f'{before} then {line[i]}', f'then {after}')
   right = line[i - 1], line[i + 1]
-  return Task(f'{" then ".join(line[:4])} . who is next to {line[i]} ?', say(*right), (say(*right[::-1]), say(*line[4:])))
+  return Task(f'{" then ".join(line[:4])} . who is next to {line[i]} ?', say(*right), (say(*line[4:]),), (say(*right[::-1]),))
 
 
 def count(rng: Random) -> Task:
