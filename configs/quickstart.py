@@ -1,4 +1,4 @@
-"""The quickstart: a reward model of about a million parameters, from scratch, on the embedded world, in minutes on a laptop's CPU.
+"""The quickstart: a reward model of 0.6 million parameters, from scratch, on the embedded world, in minutes on a laptop's CPU.
 
 Run it with `make quickstart`.
 """
@@ -28,7 +28,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   )
   config.data.max_length = 64
   config.model.update(dtype='float32', remat='none')
-  config.train.update(steps=1000, rows=8, length=192, slots=4, responses=4, log_every=50, eval_every=250, save_every=250)
-  config.optimizer.update(learning_rate=1e-3, warmup=0.05, final=0.05)
+  # The first layer sees four tokens back: it need not learn to look at its neighbours.
+  config.model.decoder = dict(hidden_size=128, intermediate_size=344, num_layers=3, num_heads=8, num_kv_heads=8, windows=(4, 0, 0))
+  config.train.update(steps=1400, rows=8, length=128, slots=3, responses=4, log_every=100, eval_every=0, save_every=700, best='')
+  config.optimizer.update(learning_rate=1.5e-3, warmup=0.05, final=0.05)
   config.mesh.update(data=-1, fsdp=1)
   return config

@@ -23,11 +23,6 @@ from rmjax.evaluation.length import fit_length_baseline, pair_lengths
 from rmjax.evaluation.summary import summary
 from rmjax.training.metrics import write_json
 
-_DATA = flags.DEFINE_string('data', None, "Files, patterns or 'tfds:NAME:SPLIT', separated by commas; each is reported by itself.", required=True)
-_OUTPUT = flags.DEFINE_string('output', None, 'JSON file to write.')
-_FIGURES = flags.DEFINE_string('figures', None, 'Directory for PNG figures.')
-_LENGTH_BASELINE = flags.DEFINE_string('length_baseline', None, 'Training data to fit a baseline to that sees only the lengths of responses.')
-
 OVERALL = 'overall'
 COLUMNS = (
   ('pairs', 'num_pairs', ''),
@@ -121,13 +116,22 @@ def _cell(value: float | None, error: float | None = None) -> str:
   return str(value) if isinstance(value, int) else f'{value:.3f}' + (f' ± {error:.3f}' if error is not None else '')
 
 
+def define_flags() -> None:
+  """Defines the flags."""
+  inference.define_flags()
+  flags.DEFINE_string('data', None, "Files, patterns or 'tfds:NAME:SPLIT', separated by commas; each is reported by itself.", required=True)
+  flags.DEFINE_string('output', None, 'JSON file to write.')
+  flags.DEFINE_string('figures', None, 'Directory for PNG figures.')
+  flags.DEFINE_string('length_baseline', None, 'Training data to fit a baseline to that sees only the lengths of responses.')
+
+
 def main() -> None:
   """Evaluates what the flags say, and prints the table."""
-  options = dict(columns=inference.columns_from_flags(), bad_rows=inference.BAD_ROWS.value)
-  sources = open_sources(_DATA.value, **options)
-  baseline = open_source(_LENGTH_BASELINE.value, **options) if _LENGTH_BASELINE.value else None
-  scorer = inference.load_from_flags(bad_rows=inference.BAD_ROWS.value)
-  result = evaluate(scorer, sources, length_baseline=baseline, directory=Path(_FIGURES.value) if _FIGURES.value else None)
+  options = dict(columns=inference.columns_from_flags(), bad_rows=flags.FLAGS.bad_rows)
+  sources = open_sources(flags.FLAGS.data, **options)
+  baseline = open_source(flags.FLAGS.length_baseline, **options) if flags.FLAGS.length_baseline else None
+  scorer = inference.load_from_flags(bad_rows=flags.FLAGS.bad_rows)
+  result = evaluate(scorer, sources, length_baseline=baseline, directory=Path(flags.FLAGS.figures) if flags.FLAGS.figures else None)
   names = [*sources, OVERALL] if len(sources) > 1 else list(sources)
   console = Console()
   (console if console.is_terminal else Console(width=160)).print(table(result, names))
@@ -135,10 +139,11 @@ def main() -> None:
     truncated, refused, bad = (result[f'{name}/num_{what}'] for what in ('truncated', 'refused', 'bad_rows'))
     if truncated or refused or bad:
       print(f'{name}: {result[f"{name}/num_records"]} records, of which {truncated} truncated and {refused} refused; {bad} bad rows left out')
-  if _OUTPUT.value:
-    Path(_OUTPUT.value).parent.mkdir(parents=True, exist_ok=True)
-    write_json(Path(_OUTPUT.value), result)
+  if flags.FLAGS.output:
+    Path(flags.FLAGS.output).parent.mkdir(parents=True, exist_ok=True)
+    write_json(Path(flags.FLAGS.output), result)
 
 
 if __name__ == '__main__':
+  define_flags()
   cli.run(main)

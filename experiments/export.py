@@ -22,11 +22,6 @@ from rmjax.heads.scalar import ScalarHead
 from rmjax.training.checkpoints import read_meta
 from rmjax.training.saved import load_reward_model
 
-_CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'The --workdir of a training run.', required=True)
-_OUTPUT = flags.DEFINE_string('output', None, 'Directory to write.', required=True)
-_BEST = flags.DEFINE_bool('best', False, "Take the run's best checkpoint instead of its newest.")
-_DTYPE = flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of the tensors.')
-
 
 def export(checkpoint: Path | str, output: Path | str, *, best: bool = False, dtype: str = 'float32') -> None:
   """Writes weights, config and tokenizer.
@@ -43,7 +38,7 @@ def export(checkpoint: Path | str, output: Path | str, *, best: bool = False, dt
   if any('_lora_' in jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)):
     params = merge_lora(params, alpha=read_meta(checkpoint)['config']['model']['lora']['alpha'])
   ids = dict(bos_token_id=saved.tokenizer.bos_id, eos_token_id=saved.tokenizer.eos_id, pad_token_id=pad)
-  extra = {name: value for name, value in ids.items() if value >= 0}
+  extra = {**{name: value for name, value in ids.items() if value >= 0}, 'rmjax': saved.data}  # how long a text may be, and the like
   pretrained.save(output, saved.model.backbone.config, params, score=saved.params['head']['score']['kernel'], dtype=dtype, extra=extra)
   saved.tokenizer.save(output)
   _set_padding(Path(output), saved.tokenizer.backend.id_to_token(pad))
@@ -75,11 +70,21 @@ def _set_padding(directory: Path, token: str) -> None:
       file.write_text(json.dumps({**config, 'pad_token': token}, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
 
 
+def define_flags() -> None:
+  """Defines the flags."""
+  flags.DEFINE_string('checkpoint', None, 'The --workdir of a training run.', required=True)
+  flags.DEFINE_string('output', None, 'Directory to write.', required=True)
+  flags.DEFINE_bool('best', False, "Take the run's best checkpoint instead of its newest.")
+  flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of the tensors.')
+
+
 def main() -> None:
   """Exports what the flags say."""
-  export(_CHECKPOINT.value, _OUTPUT.value, best=_BEST.value, dtype=_DTYPE.value)
-  print(f"{_OUTPUT.value}: load it with transformers.AutoModelForSequenceClassification.from_pretrained('{_OUTPUT.value}')")
+  output = flags.FLAGS.output
+  export(flags.FLAGS.checkpoint, output, best=flags.FLAGS.best, dtype=flags.FLAGS.dtype)
+  print(f"{output}: load it with transformers.AutoModelForSequenceClassification.from_pretrained('{output}')")
 
 
 if __name__ == '__main__':
+  define_flags()
   cli.run(main)

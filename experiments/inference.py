@@ -18,17 +18,6 @@ from rmjax.evaluation.scoring import score_records
 from rmjax.training.mesh import make_mesh
 from rmjax.training.saved import load_reward_model
 
-CHECKPOINT = flags.DEFINE_string(
-  'checkpoint', None, 'The --workdir of a training run, or a Hugging Face directory of a ForSequenceClassification model.', required=True
-)
-BEST = flags.DEFINE_bool('best', False, "Take the run's best checkpoint instead of its newest.")
-BAD_ROWS = flags.DEFINE_enum('bad_rows', 'strict', ['strict', 'lenient'], 'Whether a row that cannot be used stops the program, or is reported.')
-COLUMNS = flags.DEFINE_string('columns', '', "Other names of columns: 'ours=theirs' pairs, separated by commas.")
-_DTYPE = flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of matrix products. In bfloat16 a reward depends a little on its batch.')
-_ROWS = flags.DEFINE_integer('rows', 4, 'Rows of a batch: more of them for an accelerator.', lower_bound=1)
-_LENGTH = flags.DEFINE_integer('length', 1024, 'Tokens of a row; doubled where a record needs more.', lower_bound=1)
-_FSDP = flags.DEFINE_integer('fsdp', 1, 'Devices that parameters are split over; -1 for all.')
-
 Item = TypeVar('Item')
 
 
@@ -58,9 +47,22 @@ def _score(model, params, records: Iterable[Record], encode: Encode, **options) 
   return score_records(model, params, records, encode, **options)
 
 
+def define_flags() -> None:
+  """Defines the flags; only a program that is run does, so that any number of them can be imported together."""
+  flags.DEFINE_string('checkpoint', None, 'The --workdir of a training run, or a Hugging Face directory of a ForSequenceClassification model.', required=True)
+  flags.DEFINE_bool('best', False, "Take the run's best checkpoint instead of its newest.")
+  flags.DEFINE_enum('bad_rows', 'strict', ['strict', 'lenient'], 'Whether a row that cannot be used stops the program, or is reported.')
+  flags.DEFINE_string('columns', '', "Other names of columns: 'ours=theirs' pairs, separated by commas.")
+  flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of matrix products. In bfloat16 a reward depends a little on its batch.')
+  flags.DEFINE_integer('rows', 4, 'Rows of a batch: more of them for an accelerator.', lower_bound=1)
+  flags.DEFINE_integer('length', 1024, 'Tokens of a row; doubled where a record needs more.', lower_bound=1)
+  flags.DEFINE_integer('fsdp', 1, 'Devices that parameters are split over; -1 for all.')
+
+
 def load_from_flags(*, bad_rows: str) -> Scorer:
   """The model that the command line names."""
-  return load(CHECKPOINT.value, best=BEST.value, dtype=_DTYPE.value, rows=_ROWS.value, length=_LENGTH.value, fsdp=_FSDP.value, bad_rows=bad_rows)
+  f = flags.FLAGS
+  return load(f.checkpoint, best=f.best, dtype=f.dtype, rows=f.rows, length=f.length, fsdp=f.fsdp, bad_rows=bad_rows)
 
 
 def columns_from_flags() -> dict[str, str]:
@@ -69,9 +71,9 @@ def columns_from_flags() -> dict[str, str]:
   Raises:
     InputError: something else than pairs.
   """
-  pairs = [pair.split('=') for pair in COLUMNS.value.split(',') if pair]
+  pairs = [pair.split('=') for pair in flags.FLAGS.columns.split(',') if pair]
   if not all(len(pair) == 2 and all(pair) for pair in pairs):
-    raise InputError(f"--columns={COLUMNS.value}: give 'ours=theirs' pairs, separated by commas, such as prompt=question,chosen=good")
+    raise InputError(f"--columns={flags.FLAGS.columns}: give 'ours=theirs' pairs, separated by commas, such as prompt=question,chosen=good")
   return dict(pairs)
 
 

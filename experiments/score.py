@@ -24,11 +24,6 @@ from rmjax.data.sources import stream
 from rmjax.errors import InputError
 from rmjax.evaluation.scored import Scored
 
-_INPUT = flags.DEFINE_string(
-  'input', None, 'File to score: .jsonl, .jsonl.gz or .parquet, of any format that training takes; labels are not needed.', required=True
-)
-_OUTPUT = flags.DEFINE_string('output', None, 'File to write: .jsonl or .jsonl.gz.', required=True)
-
 _NO_RECORD = Record('', (), np.zeros((0, 0), np.float32), np.zeros(0, np.float32))
 
 
@@ -114,17 +109,25 @@ def _line(row: Mapping[str, Any]) -> str:
   return text + '\n'
 
 
+def define_flags() -> None:
+  """Defines the flags."""
+  inference.define_flags()
+  flags.DEFINE_string('input', None, 'File to score: .jsonl, .jsonl.gz or .parquet, of any format that training takes; labels are not needed.', required=True)
+  flags.DEFINE_string('output', None, 'File to write: .jsonl or .jsonl.gz.', required=True)
+
+
 def main() -> None:
   """Scores what the flags say, and prints the counts."""
-  target = Path(_OUTPUT.value)
+  source, target = Path(flags.FLAGS.input), Path(flags.FLAGS.output)
   if not target.name.endswith(('.jsonl', '.jsonl.gz')):
     raise InputError(f'--output={target}: it is written as JSON Lines: end its name in .jsonl or .jsonl.gz')
-  source, columns = Path(_INPUT.value), inference.columns_from_flags()
   if not source.is_file():
     raise InputError(f'--input={source} does not exist')
-  counts = score_file(inference.load_from_flags(bad_rows='strict'), source, target, columns=columns, bad_rows=inference.BAD_ROWS.value)
+  columns = inference.columns_from_flags()
+  counts = score_file(inference.load_from_flags(bad_rows='strict'), source, target, columns=columns, bad_rows=flags.FLAGS.bad_rows)
   print(f'{target}: ' + ', '.join(f'{count} {name}' for name, count in counts.items() if count or name == 'scored'))
 
 
 if __name__ == '__main__':
+  define_flags()
   cli.run(main)

@@ -77,19 +77,17 @@ def pair_lengths(records: Iterable[Record], encode: Encode) -> tuple[Num[np.ndar
   return np.concatenate(lengths), np.concatenate(wins)
 
 
-def fit_length_baseline(features: Float[np.ndarray, 'P F'], wins: Float[np.ndarray, 'P'], *, ridge: float = 1e-3) -> Float[np.ndarray, 'F']:
-  """Logistic regression without intercept of which response is preferred, by Newton's method.
-
-  There is no intercept because a pair's orientation means nothing.
+def fit_length_baseline(lengths: Num[np.ndarray, 'P 2'], wins: Float[np.ndarray, 'P'], *, ridge: float = 1e-3) -> Float[np.ndarray, '2']:
+  """Logistic regression of which response is preferred on `length_features`, by Newton's method, without an intercept: a pair's orientation means nothing.
 
   Args:
-    features: antisymmetric in the pair, such as `length_features`.
+    lengths: tokens of both responses.
     wins: how much the first was preferred; soft labels allowed.
     ridge: weight, against the mean loss, of half the squared norm of the coefficients of features scaled to a mean square of 1; keeps
       them finite where length separates the pairs.
 
   Returns:
-    Coefficients: `features @ coefficients` are logits.
+    Coefficients: `length_features(lengths) @ coefficients` are logits.
 
   Raises:
     InputError: no pairs.
@@ -98,6 +96,7 @@ def fit_length_baseline(features: Float[np.ndarray, 'P F'], wins: Float[np.ndarr
   """
   if not len(wins):
     raise InputError('a length baseline needs at least one compared pair to fit')
+  features = length_features(lengths)
   scale = np.sqrt(np.mean(features**2, axis=0))
   scale = np.where(scale > 0, scale, 1.0)
   x = features / scale

@@ -70,8 +70,8 @@ def _objective(b, features, wins, ridge):
 
 
 def test_the_fit_is_the_optimum_that_a_search_finds():
-  _, features, wins = _pairs()
-  best = length.fit_length_baseline(features, wins, ridge=0.01)
+  lengths, features, wins = _pairs()
+  best = length.fit_length_baseline(lengths, wins, ridge=0.01)
   at = _objective(best, features, wins, 0.01)
   for width in (1.0, 0.1, 0.01):
     grid = itertools.product(best[0] + width * 0.01 * np.linspace(-1, 1, 21), best[1] + width * np.linspace(-1, 1, 21))
@@ -83,17 +83,17 @@ def test_the_fit_is_the_optimum_that_a_search_finds():
 
 def test_the_fit_recovers_the_annotator_and_does_not_see_orientation():
   lengths, features, wins = _pairs(40_000)
-  found = length.fit_length_baseline(features, wins)
+  found = length.fit_length_baseline(lengths, wins)
   np.testing.assert_allclose(features @ found, features @ [0.005, 0.4], atol=0.1)
   flip = np.random.default_rng(1).random(len(wins)) < 0.5
   turned = np.where(flip[:, None], lengths[:, ::-1], lengths)
-  np.testing.assert_allclose(length.fit_length_baseline(length.length_features(turned), np.where(flip, 1 - wins, wins)), found, rtol=1e-6)
+  np.testing.assert_allclose(length.fit_length_baseline(turned, np.where(flip, 1 - wins, wins)), found, rtol=1e-6)
 
 
 def test_separable_pairs_and_equal_lengths_stay_finite():
-  features = length.length_features(np.array([[10, 2], [30, 4], [7, 6]]))
-  assert np.all(features @ length.fit_length_baseline(features, np.ones(3)) > 0)
-  np.testing.assert_array_equal(length.fit_length_baseline(np.zeros((3, 2)), np.ones(3)), 0)
+  lengths = np.array([[10, 2], [30, 4], [7, 6]])
+  assert np.all(length.length_features(lengths) @ length.fit_length_baseline(lengths, np.ones(3)) > 0)
+  np.testing.assert_array_equal(length.fit_length_baseline(np.full((3, 2), 7), np.ones(3)), 0)
 
 
 def test_a_baseline_needs_pairs():

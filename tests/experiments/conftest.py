@@ -26,6 +26,11 @@ def write_tokenizer(path, **special):
   (path / 'tokenizer_config.json').write_text(json.dumps({'tokenizer_class': 'PreTrainedTokenizerFast', **special}))
 
 
+@pytest.fixture(scope='session', name='write_tokenizer')
+def _write_tokenizer():
+  return write_tokenizer
+
+
 @pytest.fixture(scope='session')
 def reward_model(tmp_path_factory):
   """Directory of a random reward model over the words w0 to w59; paths have at most 64 tokens."""
@@ -33,7 +38,7 @@ def reward_model(tmp_path_factory):
   sizes = dict(hidden_size=16, intermediate_size=24, num_layers=2, num_heads=2, num_kv_heads=1, max_positions=64)
   config = DecoderConfig(vocab_size=64, **sizes)
   model = build(config, dtype='float32', remat='none', head=dict(name='rmjax.heads.scalar:ScalarHead'), lora=dict(rank=0))
-  params = jax.tree.map(lambda x: 4 * x, init_params(model, '', one_device_mesh(), jax.random.key(0)))  # rewards that differ
+  params = jax.tree.map(lambda x: 2 * x, init_params(model, '', one_device_mesh(), jax.random.key(0)))  # rewards that differ
   pretrained.save(path, config, params['backbone'], score=params['head']['score']['kernel'])
   write_tokenizer(path, bos_token='<s>', eos_token='</s>', unk_token='<unk>')
   return path

@@ -153,7 +153,8 @@ def test_memory_does_not_grow_with_the_file(scorer, tmp_path):
   [
     (['--input=absent.jsonl', '--output=out.jsonl'], '--input=absent.jsonl does not exist'),
     (['--input=absent.jsonl', '--output=out.csv'], '--output=out.csv: it is written as JSON Lines'),
-    (['--input=absent.jsonl', '--output=out.jsonl', '--columns=prompt'], '--columns=prompt: give'),
+    (['--input=setup.cfg', '--output=out.jsonl', '--columns=prompt'], '--columns=prompt: give'),
+    (['--input=setup.cfg', '--output=out.jsonl'], 'nowhere does not exist'),
   ],
 )
 def test_bad_flags_are_one_line(flags, message, tmp_path):

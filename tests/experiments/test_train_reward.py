@@ -21,7 +21,8 @@ from rmjax.training.saved import load_reward_model
 
 TINY = {
   'model.decoder': dict(hidden_size=16, intermediate_size=24, num_layers=1, num_heads=2, num_kv_heads=2),
-  'train.steps': 12, 'train.rows': 8, 'train.length': 192, 'train.log_every': 4, 'train.eval_every': 5, 'train.save_every': 3,
+  'train.steps': 12, 'train.rows': 8, 'train.log_every': 4, 'train.eval_every': 5, 'train.save_every': 3,
+  'train.best': 'eval_accuracy',
   'world.eval_size': 20, 'world.train_size': 60,
 }  # fmt: skip
 
@@ -127,7 +128,7 @@ def test_a_directory_holds_one_run(whole):
   [
     ({'data.train': 'nowhere.jsonl', 'data.eval': 'x.jsonl'}, 'nowhere.jsonl does not exist'),
     ({'data.train': '', 'world.name': ''}, 'config.data.train is empty: give --config.data.train=FILE'),
-    ({'train.responses': 3}, r'train:\d+: 6 responses, and config.train.responses is 3'),
+    ({'train.responses': 3}, r'train:\d+: 4 responses, and config.train.responses is 3'),
     ({'train.length': 32, 'data.too_long': 'refuse'}, 'every record of the training data was refused, the last one because: .* a row has 32'),
     ({'train.rows': 6}, r'train.rows / train.accumulate = 6 cannot be split 8 ways'),
     ({'mesh.tensor': 8, 'mesh.data': 1, 'train.rows': 1}, r'num_heads = 2 cannot be split 8 ways'),

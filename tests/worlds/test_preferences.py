@@ -1,5 +1,6 @@
 """The world is what it says: reproducible, honest, of a known Bayes rate, and disjoint between its splits."""
 
+import collections
 import dataclasses
 import itertools
 import json
@@ -20,7 +21,6 @@ GOLDEN = (
   ('one moment . key lamp .', 'gladly . key lamp spoon shoe .', 'you know . shoe spoon lamp key .', 'gladly . shoe spoon .'),
   [4.25, 5.5, 0.75, 1.0],
 )
-ONLY_CORRECTNESS = dict(correctness=1.0, completeness=0.0, courtesy=0.0, verbosity=0.0)
 
 
 def world(split='train', **settings):
@@ -51,9 +51,9 @@ def test_it_is_a_source_for_grain():
 
 
 def test_splits_share_no_prompt_whatever_the_seed():
-  prompts = {split: {Preferences(split=split, seed=seed)[i].prompt for seed in (0, 1) for i in range(2000)} for split in ('train', 'eval')}
+  prompts = {split: {Preferences(split=split, seed=seed)[i].prompt for seed in (0, 1) for i in range(1500)} for split in ('train', 'eval')}
   assert not prompts['train'] & prompts['eval']
-  assert all(len(found) > 3500 for found in prompts.values())
+  assert all(len(found) > 2000 for found in prompts.values())
 
 
 @pytest.mark.parametrize('tasks', [(task,) for task in TASKS])
@@ -119,41 +119,56 @@ def test_gold_is_the_weighted_sum_of_what_a_reader_finds():
       claims = [claim.split() for claim in sentences[-1].split(' , ')]
       polite = f'{sentences[0]} .' in preferences.OPENERS
       assert [claim[0] for claim in claims] == asked[: len(claims)]
-      right = {owners[name] == thing for name, _, thing in claims}
+      right = {owners.get(name) == thing for name, _, thing in claims}
       assert len(right) == 1  # an answer is right throughout or wrong throughout
       np.testing.assert_allclose(gold, 8 * right.pop() + 4 * len(claims) / 2 + 2 * polite + (len(sentences) - 1 - polite))
 
 
-def _features(texts, words):
-  """Which words and which pairs of neighbours a text has."""
-  found = np.zeros((len(texts), len(words) + 1), np.float32)
-  found[:, -1] = 1
-  for row, text in zip(found, texts, strict=True):
-    tokens = text.split()
-    for item in (*tokens, *zip(tokens, tokens[1:], strict=False)):
-      if item in words:
-        row[words[item]] = 1
-  return found
+def classify(texts, labels, eval_texts):
+  """Least squares on the words and pairs of neighbours that a text has; those seen five times."""
+  items = lambda text: {*text.split(), *zip(text.split(), text.split()[1:], strict=False)}
+  seen = collections.Counter(item for text in texts for item in items(text))
+  columns = {item: k for k, item in enumerate(item for item, count in seen.items() if count >= 5)}
+
+  def features(texts):
+    found = np.zeros((len(texts), len(columns)), np.float32)
+    for row, text in zip(found, texts, strict=True):
+      row[[columns[item] for item in items(text) if item in columns]] = 1
+    return found
+
+  x = features(texts)
+  weights = np.linalg.solve(x.T @ x + 10 * np.eye(x.shape[1]), x.T @ (2.0 * labels - 1))
+  return features(eval_texts) @ weights > 0
 
 
+@pytest.mark.parametrize('exchange', [False, True])
 @pytest.mark.parametrize('task', TASKS)
-def test_a_response_alone_does_not_tell_right_from_wrong(task):
-  """A linear classifier on words and word pairs stays at chance on whether an answer is right, and easily learns what is in the text."""
-  figures = {}
-  for name, weights in {'correct': ONLY_CORRECTNESS, 'complete': dict(ONLY_CORRECTNESS, correctness=0.0, completeness=1.0)}.items():
-    parts = []
-    for split, count in (('train', 1500), ('eval', 1000)):
-      records = [world(split, tasks=(task,), **weights)[i] for i in range(count)]
-      parts.append(([text for r in records for text in r.responses], np.concatenate([r.labels['gold'] for r in records]) > 0.75))
-    (texts, labels), (eval_texts, eval_labels) = parts
-    items = sorted({item for text in texts for item in (*text.split(), *zip(text.split(), text.split()[1:], strict=False))}, key=str)
-    words = {item: k for k, item in enumerate(items)}
-    x, y = _features(texts, words), 2.0 * labels - 1
-    solution = np.linalg.solve(x.T @ x + 10 * np.eye(x.shape[1]), x.T @ y)
-    figures[name] = np.mean((_features(eval_texts, words) @ solution > 0) == eval_labels)
-  assert abs(figures['correct'] - 0.5) < 4 * 0.5 / np.sqrt(4000)
-  if task in DEFAULT_TASKS:
-    assert figures['complete'] > 0.95
+def test_a_response_alone_does_not_tell_right_from_wrong(task, exchange):
+  """A classifier of texts stays at chance on whether an answer is right, though it finds at once whether it is polite."""
+  for attribute in ('correctness', 'courtesy'):
+    settings = {**dict.fromkeys(('correctness', 'completeness', 'courtesy', 'verbosity'), 0.0), attribute: 1.0}
+    records = [world(tasks=(task,), exchange=exchange, **settings)[i] for i in range(2500)]
+    texts = [text for record in records for text in record.responses]
+    labels = np.concatenate([record.labels['gold'] for record in records]) == 1
+    accuracy = np.mean(classify(texts[:6000], labels[:6000], texts[6000:]) == labels[6000:])
+    if attribute == 'correctness':
+      assert abs(accuracy - 0.5) < 4 * 0.5 / np.sqrt(4000)
+    else:
+      assert accuracy > 0.95
+
+
+def test_an_exchanged_answer_has_the_right_words():
+  """Which words the prompt mentions tells a wrong answer by default, and not an exchanged one."""
+  for task in ('copy', 'lookup', 'order'):
+    for exchange in (False, True):
+      strange = []
+      for i in range(200):
+        record = world(tasks=(task,), exchange=exchange, correctness=1.0, completeness=0.0, courtesy=0.0, verbosity=0.0)[i]
+        known = {*record.prompt.split(), *' '.join((*preferences.OPENERS, *preferences.FILLERS)).split()}
+        for text, gold in zip(record.responses, record.labels['gold'], strict=True):
+          assert set(text.split()) <= known or gold == 0
+          strange += [not set(text.split()) <= known] if gold == 0 else []
+      assert 0.3 < np.mean(strange) < 0.7 if exchange else all(strange)
 
 
 def test_length_says_nothing_of_quality_until_a_setting_makes_it():
@@ -185,7 +200,7 @@ def test_how_many_pairs_are_compared():
     (dict(temperature=0.0), 'world.temperature = 0.0: it must be above 0'),
     (dict(temperature=float('nan')), 'world.temperature = nan'),
     (dict(courtesy=float('inf')), 'world.courtesy = inf: it must be a finite number'),
-    (dict(colour='red'), 'world.colour: there is no such setting; there are tasks, responses'),
+    (dict(colour='red'), 'world.colour: there is no such setting; there are tasks, exchange, responses'),
   ],
 )
 def test_settings_that_there_are_not(settings, message):
