@@ -24,9 +24,9 @@ test-all: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff check .
 
-# Time and memory of the main jobs; docs/benchmarks.md has figures.
+# Peak host memory of importing a sharded checkpoint, and other checks that take minutes.
 bench: .venv/installed
-	$(BIN)/python -m experiments.benchmark_import
+	$(BIN)/python -m pytest -m slow tests/backbones
 
 clean:
 	rm -rf .venv runs build dist *.egg-info
