@@ -17,6 +17,7 @@ def run(main: Callable[[], None]) -> None:
   """
   from rmjax.training.loop import Diverged, Preempted  # after flags, so that --help is quick
 
+  app.define_help_flags()
   try:
     sys.argv = flags.FLAGS(sys.argv)
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as e:  # ml_collections lets its own through

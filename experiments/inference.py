@@ -40,11 +40,7 @@ def load(checkpoint: str, *, best: bool = False, dtype: str = 'float32', rows: i
   saved = load_reward_model(checkpoint, best=best, mesh=mesh)
   model = saved.model.clone(backbone=saved.model.backbone.clone(dtype=jnp.dtype(dtype)))
   encode = functools.partial(saved.tokenizer.encode_record, **saved.data, bad_rows=bad_rows)
-  return Scorer(encode, functools.partial(_score, model, saved.params, mesh=mesh, rows=rows, length=length))
-
-
-def _score(model, params, records: Iterable[Record], encode: Encode, **options) -> Iterator[Scored]:
-  return score_records(model, params, records, encode, **options)
+  return Scorer(encode, functools.partial(score_records, model, saved.params, mesh=mesh, rows=rows, length=length))
 
 
 def define_flags() -> None:

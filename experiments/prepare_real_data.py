@@ -76,7 +76,9 @@ def main() -> None:
         (held if held_out else train).write(json.dumps(row, ensure_ascii=False) + '\n')
     print(f'{name}: {counts[0]} training rows, {counts[1]} held out')
   checkpoint = source / 'checkpoints' / 'stories260K'
-  shutil.copytree(checkpoint / 'hf', output / 'stories260K', dirs_exist_ok=True)
+  (output / 'stories260K').mkdir(exist_ok=True)
+  for file in (checkpoint / 'hf').iterdir():
+    shutil.copyfile(file, output / 'stories260K' / file.name)  # without the source's permissions
   llama2c.convert(checkpoint / 'tok512.bin', output / 'stories260K')
   print(f'stories260K: {output / "stories260K"}')
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,7 +96,8 @@ def load_reward_model(directory: Path | str, *, best: bool = False, mesh: Mesh |
     raise InputError(f'{directory} has no reward head (score.weight): train one with --config.model.path={directory}')
   model = build(config, dtype='float32', remat='none', head=dict(name='rmjax.heads.scalar:ScalarHead'), lora=dict(rank=0))
   params = _read(directory, abstract_params(model, mesh))
-  return Saved(model, params, Tokenizer.load(directory), dict(max_length=config.max_positions, too_long='truncate', text_prompts='plain'))
+  text = json.loads((directory / 'config.json').read_text()).get('rmjax', {})  # our own exports say how their text was prepared
+  return Saved(model, params, Tokenizer.load(directory), dict(max_length=config.max_positions, too_long='truncate', text_prompts='plain') | text)
 
 
 def describe(config: DecoderConfig) -> dict[str, Any]:
