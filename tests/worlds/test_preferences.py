@@ -18,7 +18,7 @@ from rmjax.worlds.preferences_tasks import DEFAULT_TASKS, TASKS
 
 GOLDEN = (
   'repeat : key lamp spoon shoe\n',
-  ('one moment . key lamp .', 'gladly . key lamp spoon shoe .', 'you know . shoe spoon lamp key .', 'gladly . shoe spoon .'),
+  ('one moment . key lamp .', 'gladly . key lamp spoon shoe .', 'you know . ring ball clock bag .', 'gladly . ring ball .'),
   [4.25, 5.5, 0.75, 1.0],
 )
 
@@ -43,6 +43,8 @@ def test_a_record_is_a_function_of_settings_seed_split_and_number():
 def test_records_do_not_change_between_versions():
   record = Preferences(split='train')[0]
   assert (record.prompt, record.responses, record.labels['gold'].tolist()) == GOLDEN
+  exchanged = Preferences(split='train', exchange=True)[0]  # the same draw, with the right words in the wrong places
+  assert exchanged.responses[2:] == ('you know . shoe spoon lamp key .', 'gladly . shoe spoon .')
 
 
 def test_it_is_a_source_for_grain():
