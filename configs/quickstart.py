@@ -7,7 +7,6 @@ import ml_collections
 
 from configs import bradley_terry
 
-
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """Returns the config; `arg` is not used."""
   config = bradley_terry.get_config(arg)
@@ -28,9 +27,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   )
   config.data.max_length = 64
   config.model.update(dtype='float32', remat='none')
-  # The first layer sees four tokens back: it need not learn to look at its neighbours.
-  config.model.decoder = dict(hidden_size=128, intermediate_size=344, num_layers=3, num_heads=8, num_kv_heads=8, windows=(4, 0, 0))
-  config.train.update(steps=1400, rows=8, length=128, slots=3, responses=4, log_every=100, eval_every=0, save_every=700, best='')
-  config.optimizer.update(learning_rate=1.5e-3, warmup=0.05, final=0.05)
+  config.model.decoder = dict(hidden_size=128, intermediate_size=344, num_layers=3, num_heads=4, num_kv_heads=4)
+  config.train.update(steps=900, rows=8, length=128, slots=3, responses=4, log_every=100, eval_every=0, save_every=450, best='')
+  config.optimizer.update(learning_rate=1e-3, warmup=0.05, final=0.05)
   config.mesh.update(data=-1, fsdp=1)
   return config

@@ -48,10 +48,10 @@ shape = dict(rows=8, length=128, slots=3, responses=4)
 batches = train_batches(world, encode, seed=0, **shape)
 
 mesh = one_device_mesh()
-decoder = DecoderConfig(vocab_size=tokenizer.vocab_size, hidden_size=128, intermediate_size=344, num_layers=3, num_heads=8, num_kv_heads=8, windows=(4, 0, 0))
+decoder = DecoderConfig(vocab_size=tokenizer.vocab_size, hidden_size=128, intermediate_size=344, num_layers=3, num_heads=4, num_kv_heads=4)
 model = build(decoder, dtype='float32', remat='none', head=dict(name='rmjax.heads.scalar:ScalarHead'), lora=dict(rank=0))
 params = {'reward': init_params(model, '', mesh, jax.random.key(0))}
-optimizers = {'reward': make_optimizer(params['reward'], make_schedule(learning_rate=1.5e-3, steps=STEPS))}
+optimizers = {'reward': make_optimizer(params['reward'], make_schedule(learning_rate=1e-3, steps=STEPS))}
 objective = reward_objective(model, {'preference': dict(name='rmjax.losses.preference:preference_cross_entropy')})
 step = jax.jit(make_step(objective, optimizers), donate_argnums=0)
 

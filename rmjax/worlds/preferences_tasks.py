@@ -23,8 +23,8 @@ WORDS = (
   'year yesterday zebra'
 ).split()
 GRAMMAR = (
-  'alphabet and asks at count end first friend has have in is it largest last minus next of order plus put repeat smallest that the then times to '
-  'what who with write'
+  'alphabet and asks at count end first friend from has have how in is it largest last minus next of often order plus put repeat smallest that the then times '
+  'to what who with write'
 )
 PUNCTUATION = '. , : ?'
 
@@ -87,12 +87,25 @@ def order(rng: Random) -> Task:
 
 
 def count(rng: Random) -> Task:
+  """Four numbers to count, up or down; a wrong answer starts elsewhere, an exchanged one goes the other way."""
+  start, way = rng.randrange(18), rng.choice((1, -1))
+  other = (start + rng.randint(4, 14)) % 18  # round a circle, so that no start is wrong more often than right; and no number is shared
+
+  def say(start: int, way: int) -> tuple[str, str]:
+    words = NUMBERS[start : start + 4][::way]
+    return ' '.join(words[:2]), ' '.join(words[2:])
+
+  first, last = (start, start + 3)[::way]
+  return Task(f'count from {NUMBERS[first]} to {NUMBERS[last]}', say(start, way), (say(other, way),), (say(start, -way),))
+
+
+def tally(rng: Random) -> Task:
   """How often two words stand in a list, from zero to three times; a wrong answer is two off."""
   kinds, numbers = rng.sample(THINGS, 3), [rng.randint(0, 3), rng.randint(0, 3), 1]
   items = [kind for kind, number in zip(kinds, numbers, strict=True) for _ in range(number)]
   rng.shuffle(items)
   say = lambda off: tuple(f'{", " * k}{NUMBERS[(numbers[k] + off) % 4]} times {kinds[k]}' for k in range(2))
-  return Task(f'count : {" ".join(items)}', say(0), (say(2),))
+  return Task(f'how often : {" ".join(items)}', say(0), (say(2),))
 
 
 def arithmetic(rng: Random) -> Task:
@@ -137,5 +150,5 @@ def two_hop(rng: Random) -> Task:
 
 DEFAULT_TASKS = ('copy', 'form', 'lookup', 'order', 'count')  # learned from scratch in minutes by a million parameters; the others are harder
 TASKS: dict[str, Callable[[Random], Task]] = {
-  task.__name__: task for task in (copy, form, lookup, order, count, arithmetic, sort, alphabet, two_hop)
+  task.__name__: task for task in (copy, form, lookup, order, count, tally, arithmetic, sort, alphabet, two_hop)
 }

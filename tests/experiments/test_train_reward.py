@@ -119,7 +119,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
 
 
 def test_a_directory_holds_one_run(whole):
-  with pytest.raises(InputError, match='holds a run with config.optimizer.learning_rate = 0.0015, not 0.5: choose another --workdir'):
+  with pytest.raises(InputError, match='holds a run with config.optimizer.learning_rate = 0.001, not 0.5: choose another --workdir'):
     train_reward.train(tiny(**{'optimizer.learning_rate': 0.5}), whole[0])
 
 
