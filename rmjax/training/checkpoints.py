@@ -36,7 +36,7 @@ class Checkpoints:
       best: metric whose best checkpoint is kept as well: '-eval_loss' for the smallest, 'eval_accuracy' for the largest; '' for none.
       keep: how many of the newest are kept.
     """
-    logging.getLogger('absl').setLevel(logging.WARNING)  # orbax tells every save at INFO
+    _quiet()
     self._best = best
     policies = [preserve.LatestN(keep)]
     if best:
@@ -136,7 +136,13 @@ def restore_params(workdir: Path | str, params: Any, *, best: bool = False) -> A
     return manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract))).params
 
 
+def _quiet() -> None:
+  """Orbax tells of every step at INFO, and warns of every reader that it reads."""
+  logging.getLogger('absl').setLevel(logging.ERROR)
+
+
 def _reader(workdir: Path | str) -> ocp.CheckpointManager:
+  _quiet()
   directory = Path(workdir).resolve() / 'checkpoints'
   if not directory.is_dir():
     raise InputError(f'{workdir} holds no checkpoints: give the --workdir of a training run')
