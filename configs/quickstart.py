@@ -7,6 +7,7 @@ import ml_collections
 
 from configs import bradley_terry
 
+
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """Returns the config; `arg` is not used."""
   config = bradley_terry.get_config(arg)
