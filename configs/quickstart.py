@@ -29,7 +29,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.data.max_length = 64
   config.model.update(dtype='float32', remat='none')
   config.model.decoder = dict(hidden_size=128, intermediate_size=344, num_layers=3, num_heads=4, num_kv_heads=4)
-  config.train.update(steps=900, rows=8, length=128, slots=3, responses=4, log_every=100, eval_every=0, save_every=450, best='')
+  config.train.update(steps=1500, rows=8, length=128, slots=3, responses=4, log_every=100, eval_every=0, save_every=750, best='')
   config.optimizer.update(learning_rate=1e-3, warmup=0.05, final=0.05)
   config.mesh.update(data=-1, fsdp=1)
   return config

@@ -129,7 +129,7 @@ def test_a_directory_holds_one_run(whole):
     ({'data.train': 'nowhere.jsonl', 'data.eval': 'x.jsonl'}, 'nowhere.jsonl does not exist'),
     ({'data.train': '', 'world.name': ''}, 'config.data.train is empty: give --config.data.train=FILE'),
     ({'train.responses': 3}, r'train:\d+: 4 responses, and config.train.responses is 3'),
-    ({'train.length': 32, 'data.too_long': 'refuse'}, r'none of the 20 records can be evaluated on, the last one because: eval:\d+: .* a row has 32'),
+    ({'train.length': 16, 'data.too_long': 'refuse'}, r'every record of the training data was refused, the last one because: train:\d+: .* a row has 16'),
     ({'train.rows': 6}, r'train.rows / train.accumulate = 6 cannot be split 8 ways'),
     ({'mesh.tensor': 8, 'mesh.data': 1, 'train.rows': 1}, r'num_heads = 2 cannot be split 8 ways'),
     ({'mesh.tensor': 3}, 'does not fit 8 devices'),
