@@ -20,6 +20,7 @@ import ml_collections
 from ml_collections import config_flags
 
 from experiments import cli
+from rmjax.backbones.lora import FROZEN
 from rmjax.data import pipeline
 from rmjax.data.sources import open_source
 from rmjax.data.tokenizer import Tokenizer
@@ -67,12 +68,14 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     key = jax.random.key(config.seed)
     params = {'reward': init_params(model, path, mesh, key)}
     options = config.optimizer.to_dict()
+    if config.model.lora.rank:  # adapters and head train alone
+      options['freeze'] = '|'.join(filter(None, (FROZEN, options['freeze'])))
     schedule = optimizers.make_schedule(steps=config.train.steps, **{name: options.pop(name) for name in ('learning_rate', 'schedule', 'warmup', 'final')})
     parts = {'reward': optimizers.make_optimizer(params['reward'], schedule, **options)}
     state = init_state(params, parts, key)
 
     # Step and evaluation
-    objective = reward_objective(model, config.losses)
+    objective = reward_objective(model, config.losses, freeze=options['freeze'])
     step = jax.jit(make_step(objective, parts, accumulate=config.train.accumulate), donate_argnums=0)
     measure = jax.jit(lambda params, batch: flat_metrics(*objective(params, batch, key, 0)))
 

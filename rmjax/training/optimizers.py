@@ -1,5 +1,6 @@
 """An optax optimiser from a config: schedule, clipping, weight decay where it belongs, frozen parameters."""
 
+import functools
 import pkgutil
 import re
 from typing import Any
@@ -64,25 +65,34 @@ def make_optimizer(
   Raises:
     InputError: `freeze` leaves nothing to train, or matches nothing.
   """
-  def matches(pattern):
-    return lambda tree: jax.tree_util.tree_map_with_path(lambda path, _: bool(re.search(pattern, path_name(path))), tree)
-
   try:
     factory = pkgutil.resolve_name(name)
   except (ImportError, AttributeError, ValueError) as e:
     raise InputError(f"optimizer.name = '{name}': {e}; give an import path such as 'optax:adamw'") from e
-  optimizer = factory(schedule, mask=matches(decay), **(options or {}))
+  optimizer = factory(schedule, mask=functools.partial(matches, pattern=decay), **(options or {}))
   if clip:
     optimizer = optax.chain(optax.clip_by_global_norm(clip), optimizer)
   if not freeze:
     return optimizer
-  frozen = matches(freeze)(params)
+  frozen = matches(params, freeze)
   if len(set(jax.tree.leaves(frozen))) == 1:
     what = 'nothing to train' if jax.tree.leaves(frozen)[0] else 'nothing frozen'
     names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     raise InputError(f"optimizer.freeze = '{freeze}' leaves {what}; parameters are {', '.join(names)}")
   labels = jax.tree.map(lambda is_frozen: 'frozen' if is_frozen else 'trained', frozen)
   return optax.partition({'trained': optimizer, 'frozen': optax.set_to_zero()}, labels)
+
+
+def stop_frozen(params: Any, freeze: str) -> Any:
+  """The parameters, with no gradient computed for those that `freeze` matches; '' matches none."""
+  if not freeze:
+    return params
+  return jax.tree.map(lambda x, frozen: jax.lax.stop_gradient(x) if frozen else x, params, matches(params, freeze))
+
+
+def matches(params: Any, pattern: str) -> Any:
+  """Whether the regular expression is found in each leaf's path."""
+  return jax.tree_util.tree_map_with_path(lambda path, _: bool(re.search(pattern, path_name(path))), params)
 
 
 def path_name(path: tuple[Any, ...]) -> str:

@@ -13,11 +13,12 @@ from jaxtyping import Array, Float
 
 from rmjax.errors import InputError
 from rmjax.models import RewardModel
+from rmjax.training.optimizers import stop_frozen
 from rmjax.training.step import Objective
 from rmjax.trees import response_lengths, Trees
 
 
-def reward_objective(model: RewardModel, losses: Mapping[str, Mapping[str, Any]]) -> Objective:
+def reward_objective(model: RewardModel, losses: Mapping[str, Mapping[str, Any]], *, freeze: str = '') -> Objective:
   """Objective of the parameters' part `reward`.
 
   Args:
@@ -26,6 +27,7 @@ def reward_objective(model: RewardModel, losses: Mapping[str, Mapping[str, Any]]
       options, else from what is known of the batch: `logits` and `rewards` (the head's), `scores`, `wins`, `margin`, `ratings`,
       `lengths` (tokens, [R, S, N]), `batch` (the trees) and every other label. `per` is what its mean is taken over: 'comparison',
       'response', 'rating' or 'tree'.
+    freeze: regular expression of the parameters no gradient is computed for; the optimiser's.
 
   Returns:
     (params, batch, key, step) -> (sums, counts), with the terms, `accuracy` (ties in the labels left out, ties in the scores half
@@ -38,7 +40,7 @@ def reward_objective(model: RewardModel, losses: Mapping[str, Mapping[str, Any]]
 
   def objective(params, batch, key, step):
     del key, step
-    scores = model.apply({'params': params['reward']}, batch)
+    scores = model.apply({'params': stop_frozen(params['reward'], freeze)}, batch)
     logits, rewards = model.head.preference_logits(scores), model.head.reward(scores)
     weights = jnp.nan_to_num(batch.labels['weights'])
     known = {

@@ -39,7 +39,9 @@ def _run(reward_model, tmp_path_factory):
 
 
 def test_a_trained_run_survives_the_round_trip_adapters_merged(run, reward_model, tmp_path):
-  assert any('lora' in jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(load_reward_model(run).params))
+  before, after = (dict(jax.tree_util.tree_leaves_with_path(load_reward_model(path).params)) for path in (reward_model, run))
+  moved = {jax.tree_util.keystr(path) for path, leaf in after.items() if path not in before or np.any(np.asarray(leaf) != np.asarray(before[path]))}
+  assert moved and all('lora' in name or 'head' in name for name in moved)  # adapters and head trained alone
   export.export(run, tmp_path)
   found = rewards(tmp_path)
   np.testing.assert_allclose(found, rewards(run), atol=1e-5)

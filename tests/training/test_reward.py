@@ -1,5 +1,8 @@
 """The objective of reward models: metrics by hand, masks that hold, and bad configs named."""
 
+import dataclasses
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +15,7 @@ from rmjax.errors import InputError
 from rmjax.models import build
 from rmjax.training.reward import preference_metrics, reward_objective
 
+SCALAR = 'rmjax.heads.scalar:ScalarHead'
 LOSS = 'rmjax.losses.preference:preference_cross_entropy'
 CONFIG = DecoderConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=2, num_kv_heads=1)
 
@@ -97,6 +101,23 @@ def test_labels_by_name_reach_a_loss():
   assert counts['loss']['r'] == 1
 
 
+def test_what_is_frozen_costs_no_gradient():
+  batch = batch_of([[tree(np.random.default_rng(5))]])
+  model = build(dataclasses.replace(CONFIG, num_layers=16), dtype='float32', remat='none', head=dict(name=SCALAR), lora=dict(rank=0))
+  params = {'reward': nn.unbox(model.init(jax.random.key(0), batch))['params']}
+
+  def gradients(freeze):
+    objective = reward_objective(model, {'p': dict(name=LOSS)}, freeze=freeze)
+    compiled = jax.jit(jax.grad(lambda params: sum(objective(params, batch, jax.random.key(0), 0)[0]['loss'].values()))).lower(params).compile()
+    return compiled.cost_analysis()['flops'], compiled(params)['reward']
+
+  all_flops, whole = gradients('')
+  flops, part = gradients('^backbone/')
+  assert flops < 0.5 * all_flops  # the backward pass ends at the head
+  np.testing.assert_allclose(part['head']['score']['kernel'], whole['head']['score']['kernel'], rtol=1e-5)
+  assert all(np.all(np.asarray(x) == 0) for x in jax.tree.leaves(part['backbone'])) and any(np.any(x) for x in jax.tree.leaves(whole['backbone']))
+
+
 def test_rewards_are_float32_under_bfloat16():
   batch = batch_of([[tree(np.random.default_rng(4))]])
   model = model_of(dtype='bfloat16')
@@ -116,9 +137,6 @@ def test_rewards_are_float32_under_bfloat16():
 def test_bad_losses_are_named(options, message):
   with pytest.raises(InputError, match=message):
     reward_objective(model_of(), {'p': options})
-
-
-SCALAR = 'rmjax.heads.scalar:ScalarHead'
 
 
 @pytest.mark.parametrize('changes', [dict(head=dict(name='rmjax.heads.scalar:None')), dict(head=dict(name=SCALAR, depth=2)), dict(dtype='int8')])
