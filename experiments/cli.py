@@ -17,6 +17,8 @@ def run(main: Callable[[], None]) -> None:
   """
   from rmjax.training.loop import Diverged, Preempted  # after flags, so that --help is quick
 
+  if int(os.environ.get('JAX_NUM_CPU_DEVICES') or 1) > 1:
+    os.environ.setdefault('NPROC', '32')  # XLA's threads: with one a virtual device, two collectives of one step can wait for each other for ever
   app.define_help_flags()
   try:
     sys.argv = flags.FLAGS(sys.argv)

@@ -75,7 +75,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     state = init_state(params, parts, key)
 
     # Step and evaluation
-    objective = reward_objective(model, config.losses, freeze=options['freeze'])
+    objective = reward_objective(model, config.losses.to_dict(), freeze=options['freeze'])
     step = jax.jit(make_step(objective, parts, accumulate=config.train.accumulate), donate_argnums=0)
     measure = jax.jit(lambda params, batch: flat_metrics(*objective(params, batch, key, 0)))
 

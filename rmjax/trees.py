@@ -8,14 +8,17 @@ Dimensions: R rows, T length, S slots (trees in a row), N responses.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-from typing import NamedTuple
+from typing import NamedTuple, no_type_check
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 import numpy as np
 
+Array = jax.Array | np.ndarray  # what functions of arrays take, under jit or not
 
+
+@no_type_check  # jax builds it around whatever a tree map gives
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trees:
@@ -24,14 +27,14 @@ class Trees:
   Padding may lie anywhere; its `subtree_end` is 0, so nothing sees it and what it computes is never read.
   """
 
-  tokens: Int[Array | np.ndarray, 'R T']
-  positions: Int[Array | np.ndarray, 'R T']  # depth in the tree: the position the network sees
-  subtree_end: Int[Array | np.ndarray, 'R T']  # one past the last column of the token's subtree; 0 for padding
-  parents: Int[Array | np.ndarray, 'R T']  # column of the token before on the path; -1 at a root and for padding
-  response_ids: Int[Array | np.ndarray, 'R T']  # slot * N + n; -1 for prompts and padding
-  prompt_ends: Int[Array | np.ndarray, 'R S']  # column of the last prompt token; -1 if the slot is empty
-  response_ends: Int[Array | np.ndarray, 'R S N']  # column of the last response token; -1 if absent
-  labels: dict[str, Shaped[Array | np.ndarray, 'R ...']] = dataclasses.field(default_factory=dict)
+  tokens: Int[Array, 'R T']
+  positions: Int[Array, 'R T']  # depth in the tree: the position the network sees
+  subtree_end: Int[Array, 'R T']  # one past the last column of the token's subtree; 0 for padding
+  parents: Int[Array, 'R T']  # column of the token before on the path; -1 at a root and for padding
+  response_ids: Int[Array, 'R T']  # slot * N + n; -1 for prompts and padding
+  prompt_ends: Int[Array, 'R S']  # column of the last prompt token; -1 if the slot is empty
+  response_ends: Int[Array, 'R S N']  # column of the last response token; -1 if absent
+  labels: dict[str, Shaped[Array, 'R ...']] = dataclasses.field(default_factory=dict)
   # wins [R S N N] and whatever else is known of a tree, [R S ...], or of a token, [R T]
 
 
@@ -50,15 +53,15 @@ class Tree(NamedTuple):
   """
 
   segments: Sequence[Segment]
-  labels: Mapping[str, np.ndarray] = {}  # each of shape [...]; an axis that counts responses has N entries
+  labels: Mapping[str, np.ndarray | np.generic] = {}  # each of shape [...]; an axis that counts responses has N entries
 
 
-def branch(prompt: Sequence[int], responses: Sequence[Sequence[int]], labels: Mapping[str, np.ndarray] | None = None) -> Tree:
+def branch(prompt: Sequence[int], responses: Sequence[Sequence[int]], labels: Mapping[str, np.ndarray | np.generic] | None = None) -> Tree:
   """A prompt and N responses that are blind to one another."""
   return Tree((Segment(prompt), *(Segment(tokens, 0, n) for n, tokens in enumerate(responses))), labels or {})
 
 
-def chain(prompt: Sequence[int], responses: Sequence[Sequence[int]], labels: Mapping[str, np.ndarray] | None = None) -> Tree:
+def chain(prompt: Sequence[int], responses: Sequence[Sequence[int]], labels: Mapping[str, np.ndarray | np.generic] | None = None) -> Tree:
   """A prompt and N responses of which each sees the ones before it, as in a judge of several responses in one pass (YOJO)."""
   return Tree((Segment(prompt), *(Segment(tokens, n, n) for n, tokens in enumerate(responses))), labels or {})
 

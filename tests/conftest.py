@@ -11,6 +11,11 @@ jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_compilation_cache_dir', str(Path(__file__).parents[1] / '.jax_cache'))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
+# XLA sizes its thread pool by this. With one thread a device, two collectives of one step can each hold threads that the other waits for.
+os.environ['NPROC'] = '32'
+jax.devices()
+del os.environ['NPROC']  # not for the programs that tests start
+
 
 @pytest.fixture(scope='session')
 def real_data() -> Path:

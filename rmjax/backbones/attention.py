@@ -5,9 +5,9 @@ Dimensions: R rows, T length, H query heads, K key heads, G = H / K, D head size
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
-from rmjax.trees import attention_mask
+from rmjax.trees import Array, attention_mask
 
 
 def tree_attention(

@@ -3,7 +3,7 @@
 Dimensions: R rows, T length, D hidden, H query heads, K key heads, V vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -11,11 +11,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 import numpy as np
 
 from rmjax.backbones.attention import tree_attention
 from rmjax.errors import InputError
+from rmjax.trees import Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +60,9 @@ class DecoderConfig:
   head_dim: int = 0
   max_positions: int = 1 << 20
   rope_theta: float = 10000.0
-  rope_scaling: Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
+  rope_scaling: Mapping[str, Any] | Sequence[Sequence[Any]] = ()
   local_rope_theta: float = 0.0
-  windows: tuple[int, ...] = ()
+  windows: Sequence[int] = ()
   norm_eps: float = 1e-5
   activation: str = 'silu'
   attention_bias: bool = False

@@ -47,7 +47,7 @@ def read_config(path: Path | str) -> DecoderConfig:
   except KeyError as e:
     raise InputError(f'{file} lacks {e}') from e
   except (AttributeError, TypeError) as e:
-    raise InputError(f'{file} holds a value of the wrong type: {e}') from e
+    raise InputError(f'{file} holds a value of the wrong type: {str(e).splitlines()[0]}') from e
   except (InputError, UnicodeDecodeError) as e:
     raise InputError(f'{file}: {e}') from e
 

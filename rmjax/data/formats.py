@@ -21,7 +21,7 @@ class _Bad(Exception):
   """(column, reason) of what is wrong with a row; the column is empty if it is the row."""
 
 
-def to_record(row: Row, *, where: str, columns: Mapping[str, str] | None = None) -> Record:
+def to_record(row: Any, *, where: str, columns: Mapping[str, str] | None = None) -> Record:
   """Reads one row.
 
   Args:

@@ -4,7 +4,7 @@ Dimensions: R rows, T length, S slots, N responses.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable, SupportsIndex
 
 import grain
 import jax
@@ -17,12 +17,13 @@ from rmjax.errors import InputError
 Encode = Callable[[Record], trees.Tree | str]  # a record's tree with its labels, or why it is refused
 
 
+@runtime_checkable
 class Source(Protocol):
   """Records by number."""
 
   def __len__(self) -> int: ...
 
-  def __getitem__(self, index: int) -> Record: ...
+  def __getitem__(self, index: SupportsIndex) -> Record: ...
 
 
 class Batch(NamedTuple):
@@ -151,7 +152,7 @@ class _Encoded:
   def __len__(self) -> int:
     return len(self._source)
 
-  def __getitem__(self, index: int) -> trees.Tree | str:
+  def __getitem__(self, index: SupportsIndex) -> trees.Tree | str:
     record = self._source[index]
     tree = self._encode(record)
     if isinstance(tree, str):

@@ -41,7 +41,7 @@ class Record:
   margin: float = 0.0
   subset: str = ''
   where: str = ''
-  labels: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  labels: Mapping[str, np.ndarray | np.generic] = dataclasses.field(default_factory=dict)
 
 
 def pairwise_wins(num_responses: int, pairs: Sequence[tuple[int, int, float]]) -> np.ndarray:
@@ -52,7 +52,7 @@ def pairwise_wins(num_responses: int, pairs: Sequence[tuple[int, int, float]]) -
   return wins
 
 
-def wins_from_ratings(ratings: Sequence[float]) -> np.ndarray:
+def wins_from_ratings(ratings: Sequence[float] | np.ndarray) -> np.ndarray:
   """float32[N, N] wins of all pairs whose ratings are known: the higher one wins, equal ones tie (0.5 each)."""
   ratings = np.asarray(ratings, np.float32)
   known = ~np.isnan(ratings)

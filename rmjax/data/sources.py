@@ -9,7 +9,7 @@ import io
 import json
 from pathlib import Path
 import re
-from typing import Any, BinaryIO
+from typing import Any, SupportsIndex
 import zlib
 
 import numpy as np
@@ -47,7 +47,7 @@ class Source:
   def __len__(self) -> int:
     return len(self._places[0])
 
-  def __getitem__(self, index: int) -> Record:
+  def __getitem__(self, index: SupportsIndex) -> Record:
     return self._record(self._places[0][index], self._places[1][index])
 
   def _record(self, table: int, row: int) -> Record:
@@ -146,7 +146,7 @@ class _JsonLines:
       file.seek(start)
       return where, _parse(file.read(size), where)
 
-  def _file(self) -> BinaryIO:
+  def _file(self) -> io.BufferedIOBase:
     return self.path.open('rb') if self._memory is None else io.BytesIO(self._memory)
 
 
@@ -270,7 +270,7 @@ def _parquet(path: Path) -> Any:
   return pyarrow.parquet.ParquetFile(path)  # ArrowInvalid is a ValueError
 
 
-def _lines(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
+def _lines(file: io.BufferedIOBase) -> Iterator[tuple[int, int, bytes]]:
   """(number, place in the file, line) of the lines that are not blank."""
   start = 0
   for number, line in enumerate(file, 1):

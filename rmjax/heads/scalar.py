@@ -5,7 +5,9 @@ Dimensions: B any leading ones, N responses, H hidden.
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from rmjax.trees import Array
 
 
 class ScalarHead(nn.Module):

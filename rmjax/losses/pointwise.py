@@ -2,8 +2,10 @@
 
 import chex
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 import optax
+
+from rmjax.trees import Array
 
 
 def rating_squared_error(rewards: Float[Array, '*B'], ratings: Float[Array, '*B']) -> Float[Array, '*B']:

@@ -6,7 +6,9 @@ Dimensions: B any leading ones, N responses.
 import chex
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from rmjax.trees import Array
 
 
 def bradley_terry(
@@ -27,9 +29,7 @@ def bradley_terry(
   return -label * jax.nn.log_sigmoid(gap - margin) - (1 - label) * jax.nn.log_sigmoid(-gap - margin)
 
 
-def preference_cross_entropy(
-  logits: Float[Array, '*B N N'], wins: Float[Array, '*B N N'], margin: float | Float[Array, '*B'] = 0.0
-) -> Float[Array, '*B']:
+def preference_cross_entropy(logits: Float[Array, '*B N N'], wins: Float[Array, '*B N N'], margin: float | Float[Array, '*B'] = 0.0) -> Float[Array, '*B']:
   """Cross-entropy of preference logits against a tournament.
 
   Args:

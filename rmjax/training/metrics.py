@@ -1,6 +1,6 @@
 """Metrics as (sum, count), merged before they are divided, and the places they are written to."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import json
 import math
@@ -14,9 +14,9 @@ import jax
 class Mean:
   """Running (sum, count) of named metrics: the mean over everything seen, never a mean of batch means."""
 
-  def __init__(self, totals: Mapping[str, tuple[float, float]] | None = None):
+  def __init__(self, totals: Mapping[str, Sequence[float]] | None = None):
     """Goes on from the totals of another."""
-    self.totals: dict[str, tuple[float, float]] = dict(totals or {})
+    self.totals: dict[str, Sequence[float]] = dict(totals or {})
 
   def add(self, metrics: Mapping[str, tuple[Any, Any]]) -> None:
     """Merges one batch's (sum, count) pairs."""
@@ -27,7 +27,6 @@ class Mean:
   def means(self) -> dict[str, float]:
     """Means so far; NaN where nothing was counted."""
     return {name: total / count if count else math.nan for name, (total, count) in self.totals.items()}
-
 
   def clear(self) -> None:
     """Forgets everything."""

@@ -9,13 +9,13 @@ import pkgutil
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from rmjax.errors import InputError
 from rmjax.models import RewardModel
 from rmjax.training.optimizers import stop_frozen
 from rmjax.training.step import Objective
-from rmjax.trees import response_lengths, Trees
+from rmjax.trees import Array, response_lengths, Trees
 
 
 def reward_objective(model: RewardModel, losses: Mapping[str, Mapping[str, Any]], *, freeze: str = '') -> Objective:

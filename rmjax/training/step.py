@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any
+from typing import Any, no_type_check
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, PRNGKeyArray
+from jaxtyping import Bool, Int, PRNGKeyArray
 import optax
+
+from rmjax.trees import Array
 
 Params = dict[str, Any]  # part -> plain nested dict of arrays
 Sums = dict[str, Any]
@@ -19,6 +21,7 @@ Counts depend on the batch alone, never on the parameters.
 """
 
 
+@no_type_check  # jax builds it around whatever a tree map gives
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:

@@ -149,6 +149,4 @@ def two_hop(rng: Random) -> Task:
 
 
 DEFAULT_TASKS = ('copy', 'form', 'lookup', 'order', 'count')  # learned from scratch in minutes by a million parameters; the others are harder
-TASKS: dict[str, Callable[[Random], Task]] = {
-  task.__name__: task for task in (copy, form, lookup, order, count, tally, arithmetic, sort, alphabet, two_hop)
-}
+TASKS: dict[str, Callable[[Random], Task]] = {task.__name__: task for task in (copy, form, lookup, order, count, tally, arithmetic, sort, alphabet, two_hop)}

@@ -116,7 +116,7 @@ def test_chat_template_as_transformers_renders_it(tokenizer):
 @pytest.mark.parametrize(
   ('template', 'expected'),  # as transformers 5.23 renders them
   [
-    ("{% for m in messages %}\n  {% generation %}\n  {{ m.content }}\n  {% endgeneration %}\n{% endfor %}", '  the cat?\n'),
+    ('{% for m in messages %}\n  {% generation %}\n  {{ m.content }}\n  {% endgeneration %}\n{% endfor %}', '  the cat?\n'),
     ("{% for m in messages %}{% if m.role == 'user' %}{% break %}{% endif %}{% endfor %}{{ messages | tojson }}", '[{"role": "user", "content": "the cat?"}]'),
     ("{{ strftime_now('%%') }}{% if tools %}tools{% endif %}{{ eos_token }}{{ unset }}", '%</s>'),
     ("{{ {'x': ['<é>', 1]} | tojson(indent=1) }}", '{\n "x": [\n  "<é>",\n  1\n ]\n}'),
@@ -132,7 +132,7 @@ def test_messages_without_a_template_become_a_transcript(directory):
   messages = [*MESSAGES, {'role': 'assistant', 'content': 'sat'}, {'role': 'user', 'content': 'where?'}]
   text = '\n\nHuman: the cat?\n\nAssistant: sat\n\nHuman: where?\n\nAssistant: '
   assert bare.render(messages, add_generation_prompt=True) == text
-  (tokens, own), = paths(bare.encode_record(record(messages, 'the mat'), max_length=100))
+  ((tokens, own),) = paths(bare.encode_record(record(messages, 'the mat'), max_length=100))
   assert tokens == [*bare.backend.encode(text + 'the mat').ids, bare.eos_id]  # a transcript is text: it has BOS and EOS
   assert tokens[0] == bare.bos_id and bare.backend.decode(tokens[-own:]).strip() == 'the mat'
 
@@ -151,7 +151,7 @@ def test_pad_may_be_eos(tokenizer):
 
 
 def test_eos_in_the_text_is_not_doubled(tokenizer):
-  (tokens, _), = paths(tokenizer.encode_record(record('the cat', ' sat</s>'), max_length=100))
+  ((tokens, _),) = paths(tokenizer.encode_record(record('the cat', ' sat</s>'), max_length=100))
   assert tokens.count(tokenizer.eos_id) == 1
 
 

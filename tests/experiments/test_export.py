@@ -1,8 +1,8 @@
 """The export program: the same scores after a round trip, here and in transformers."""
 
-import dataclasses
 import json
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -90,8 +90,7 @@ def test_a_chat_template_that_ends_with_the_padding_token_rules_it_out(reward_mo
 
 
 def test_a_head_without_a_hugging_face_form_is_refused(reward_model, monkeypatch, tmp_path):
-  @dataclasses.dataclass
-  class OtherHead:
+  class OtherHead(nn.Module):
     pass
 
   saved = load_reward_model(reward_model)

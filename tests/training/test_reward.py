@@ -44,9 +44,10 @@ def loss_of(model, batch, losses, params=None):
 def test_metrics_by_hand():
   wins = np.zeros((1, 2, 3, 3), np.float32)
   wins[0, 0] = pairwise_wins(3, [(0, 1, 1.0), (1, 2, 0.3), (0, 2, 0.5)])  # the last one is a tie, which has no right order
+  zeros = np.zeros((1, 8), int)
   batch = trees.Trees(
-    tokens=np.zeros((1, 8)), positions=np.zeros((1, 8)), subtree_end=np.array([[8, 8, 8, 8, 8, 0, 0, 0]]), parents=np.zeros((1, 8)),
-    response_ids=np.zeros((1, 8)), prompt_ends=np.array([[1, -1]]), response_ends=np.array([[[2, 3, 4], [-1, -1, -1]]]), labels={'wins': wins},
+    tokens=zeros, positions=zeros, subtree_end=np.array([[8, 8, 8, 8, 8, 0, 0, 0]]), parents=zeros, response_ids=zeros,
+    prompt_ends=np.array([[1, -1]]), response_ends=np.array([[[2, 3, 4], [-1, -1, -1]]]), labels={'wins': wins},
   )  # fmt: skip
   rewards = jnp.array([[[2.0, 1.0, 1.0], [9.0, 9.0, 9.0]]])
   sums, counts = preference_metrics(rewards[..., :, None] - rewards[..., None, :], rewards, batch)
