@@ -28,6 +28,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.losses = dict(
     preference=dict(name='rmjax.losses.preference:preference_cross_entropy', per='comparison', weight=1.0),
     centering=dict(name='rmjax.losses.preference:centering', per='comparison', weight=0.0),  # 0.01 holds rewards near 0
+    rating=dict(name='rmjax.losses.pointwise:rating_squared_error', per='rating', weight=0.0),  # for data that is rated, not compared
   )
 
   config.data = dict(

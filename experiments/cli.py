@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import os
 import sys
+from typing import Any
 
 from absl import app, flags
 
@@ -19,6 +20,7 @@ def run(main: Callable[[], None]) -> None:
 
   if int(os.environ.get('JAX_NUM_CPU_DEVICES') or 1) > 1:
     os.environ.setdefault('NPROC', '32')  # XLA's threads: with one a virtual device, two collectives of one step can wait for each other for ever
+  sys.unraisablehook = _unraisable
   app.define_help_flags()
   try:
     sys.argv = flags.FLAGS(sys.argv)
@@ -30,6 +32,11 @@ def run(main: Callable[[], None]) -> None:
     _exit(1, f'error: {_one_line(e)}')
   except Preempted as e:
     _exit(143, str(e))
+
+
+def _unraisable(what: Any) -> None:
+  if str(what.exc_value) != 'Event loop is closed':  # each write of a save that failed already says so, after the loop that waited for it is gone
+    sys.__unraisablehook__(what)
 
 
 def _one_line(e: Exception) -> str:

@@ -26,7 +26,8 @@ def summary(scored: Sequence[Scored], *, length_baseline: Float[np.ndarray, '2']
       gold_accuracy, gold_accuracy_se: compared pairs that the gold quality tells apart, ordered by it
       bayes_accuracy: what the best predictor of a world's annotator would reach on these pairs, mean of max(p, 1 - p)
       best_of_n_accuracy, best_of_n_accuracy_se, best_of_n_chance, num_best_of_n: records of more than two responses
-      rating_pearson, rating_spearman, num_rated: of reward and rating, over rated responses; and rating_length_spearman, what length alone has
+      rating_pearson, rating_spearman, num_rated: of reward and rating, over rated responses; and rating_length_spearman, what length alone
+        has; their _se, and all of them by /<subset> where there are several
       ece, brier, nll (nats)
       length_pearson, length_spearman, length_pearson_within, length_spearman_within: of reward and tokens, over all responses and
         after each record's mean is taken out
@@ -88,15 +89,21 @@ def _ratings(records: Sequence[Scored]) -> dict[str, float]:
   kept = [record for record in records if record.ratings is not None]
   rewards, lengths, _ = flat_responses(kept)
   ratings = np.concatenate([np.empty(0), *(record.ratings for record in kept)])
+  groups, subsets = (np.repeat([getattr(record, name) for record in kept], [len(record.rewards) for record in kept]) for name in ('group', 'subset'))
   rated = ~np.isnan(ratings)
   if not rated.any():
     return {}
-  return {
-    'num_rated': int(rated.sum()),
-    'rating_pearson': length.pearson(rewards[rated], ratings[rated]),
-    'rating_spearman': length.spearman(rewards[rated], ratings[rated]),
-    'rating_length_spearman': length.spearman(lengths[rated], ratings[rated]),
-  }
+  names = np.unique(subsets[rated])
+  figures = {'num_rated': int(rated.sum())}
+  for suffix, part in [('', rated), *((f'/{name or "none"}', rated & (subsets == name)) for name in names if len(names) > 1)]:
+    for figure, statistic, values in (
+      ('rating_pearson', length.pearson, rewards),
+      ('rating_spearman', length.spearman, rewards),
+      ('rating_length_spearman', length.spearman, lengths),
+    ):
+      figures[figure + suffix] = statistic(values[part], ratings[part])
+      figures[f'{figure}_se{suffix}'] = accuracy.clustered_bootstrap(statistic, values[part], ratings[part], groups=groups[part])
+  return figures
 
 
 def _calibration(pairs: Pairs) -> dict[str, float]:

@@ -3,10 +3,13 @@
 The only module that knows Orbax.
 """
 
+from collections.abc import Iterator
+import contextlib
 import copy
 import dataclasses
 import logging
 from pathlib import Path
+import shutil
 from typing import Any
 
 import grain
@@ -40,15 +43,16 @@ class Checkpoints:
     self._best = best
     policies = [preserve.LatestN(keep)]
     if best:
-      policies.append(preserve.BestN(get_metric_fn=self._quality, n=1, keep_checkpoints_without_metrics=False))
+      policies.append(preserve.BestN(get_metric_fn=_quality, n=1, keep_checkpoints_without_metrics=False))
     self._manager = ocp.CheckpointManager(
       Path(workdir).resolve() / 'checkpoints',
-      options=ocp.CheckpointManagerOptions(preservation_policy=preserve.AnyPreservationPolicy(policies), cleanup_tmp_directories=True),
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=preserve.AnyPreservationPolicy(policies),
+        best_fn=_quality if best else None,  # else metrics are not written, and a resumed run would forget which is best
+        cleanup_tmp_directories=True,
+      ),
       item_handlers=_HANDLERS,
     )
-
-  def _quality(self, metrics: dict[str, float]) -> float:
-    return -metrics[self._best[1:]] if self._best.startswith('-') else metrics[self._best]
 
   def latest(self) -> int | None:
     """Step of the newest checkpoint, None if there is none."""
@@ -64,18 +68,31 @@ class Checkpoints:
       metrics: what the evaluation at this step gave, if there was one.
 
     Raises:
-      OSError: this save or the one before could not be written (disk full); earlier checkpoints are whole.
+      InputError: `best` is none of the metrics.
+      OSError: there is no room for it, or the save before could not be written; earlier checkpoints are whole.
     """
     step = int(state.step)
     if step == self.latest():
       return
+    best = None
+    if self._best and metrics:
+      name = self._best.removeprefix('-')
+      if name not in metrics:
+        raise InputError(f"train.best = '{self._best}': the evaluation gives {', '.join(sorted(metrics))}")
+      best = {'quality': metrics[name] if name == self._best else -metrics[name]}
+    self._written()
+    size = sum(shard.data.nbytes for x in jax.tree.leaves(state) for shard in x.addressable_shards if shard.replica_id == 0)
+    free = shutil.disk_usage(self._manager.directory).free
+    if free < size:  # said before the rest of the disk is filled, which stops other programs too
+      raise self._failed(step, f'{self._manager.directory} has {free:,} bytes free, and {size:,} are needed')
     args = ocp.args.Composite(
       params=ocp.args.StandardSave(state.params),
       training=ocp.args.StandardSave(_training(state)),
       data=grain.checkpoint.CheckpointSave(iterator),
       meta=ocp.args.JsonSave(copy.deepcopy(meta)),
     )
-    self._manager.save(step, args=args, metrics=metrics if self._best and metrics else None)
+    self._started = step
+    self._manager.save(step, args=args, metrics=best)
 
   def restore(self, state: TrainState, iterator: grain.DatasetIterator) -> tuple[TrainState, dict[str, Any]]:
     """Reads the newest checkpoint.
@@ -90,22 +107,38 @@ class Checkpoints:
     Raises:
       InputError: the checkpoint holds another architecture.
     """
-    step = self.latest()
     params, training = _abstract(state.params), _abstract(_training(state))
-    check_same_tree(self._manager.item_metadata(step).params, params, f'checkpoint {self._manager.directory / str(step)}')
     args = ocp.args.Composite(
       params=ocp.args.StandardRestore(params),
       training=ocp.args.StandardRestore(training),
       data=grain.checkpoint.CheckpointRestore(iterator),
       meta=ocp.args.JsonRestore(),
     )
-    restored = self._manager.restore(step, args=args)
+    with _reading(self._manager, self.latest()) as (step, where):
+      check_same_tree(self._manager.item_metadata(step).params, params, where)
+      restored = self._manager.restore(step, args=args)
     return TrainState(params=restored.params, **restored.training), restored.meta
 
   def close(self) -> None:
-    """Waits until what was started is written."""
-    self._manager.wait_until_finished()
+    """Waits until what was started is written.
+
+    Raises:
+      OSError: it could not be.
+    """
+    self._written()
     self._manager.close()
+
+  def _written(self) -> None:
+    try:
+      self._manager.wait_until_finished()
+    except Exception as e:  # Orbax passes on whatever its storage raised: OSError, or ValueError for a full disk
+      self._manager.reload()  # else it counts the failed step as saved
+      raise self._failed(self._started, str(e)) from e
+
+  def _failed(self, step: int, reason: str) -> OSError:
+    good = self.latest()
+    back = f'the checkpoint of step {good} is whole' if good is not None else 'no checkpoint was saved before'
+    return OSError(f'step {step} could not be saved; {back}; make room and run the same command to go on: {reason}')
 
 
 def read_meta(workdir: Path | str) -> dict[str, Any]:
@@ -114,8 +147,8 @@ def read_meta(workdir: Path | str) -> dict[str, Any]:
   Raises:
     InputError: the run has none.
   """
-  with _reader(workdir) as manager:
-    return manager.restore(_newest(manager), args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+  with _reader(workdir) as manager, _reading(manager, manager.latest_step()) as (step, _):
+    return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
 
 
 def restore_params(workdir: Path | str, params: Any, *, best: bool = False) -> Any:
@@ -129,16 +162,23 @@ def restore_params(workdir: Path | str, params: Any, *, best: bool = False) -> A
   Raises:
     InputError: no checkpoint, none with a metric, or one of another architecture.
   """
+  abstract = _abstract(params)
   with _reader(workdir) as manager:
-    step = _newest(manager)
-    abstract = _abstract(params)
-    check_same_tree(manager.item_metadata(step).params, abstract, f'checkpoint {manager.directory / str(step)}')
-    return manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract))).params
+    step = manager.best_step() if best else manager.latest_step()
+    if best and step is None:
+      raise InputError(f'{workdir} has no best checkpoint, since none was saved at a step of train.eval_every with train.best set: leave --best out')
+    with _reading(manager, step) as (step, where):
+      check_same_tree(manager.item_metadata(step).params, abstract, where)
+      return manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract))).params
+
+
+def _quality(metrics: dict[str, float]) -> float:
+  return metrics['quality']
 
 
 def _quiet() -> None:
-  """Orbax tells of every step at INFO, and warns of every reader that it reads."""
-  logging.getLogger('absl').setLevel(logging.ERROR)
+  """Orbax tells of every step at INFO, warns of every reader that it reads, and logs the errors that it raises as well."""
+  logging.getLogger('absl').setLevel(logging.CRITICAL)
 
 
 def _reader(workdir: Path | str) -> ocp.CheckpointManager:
@@ -146,13 +186,23 @@ def _reader(workdir: Path | str) -> ocp.CheckpointManager:
   directory = Path(workdir).resolve() / 'checkpoints'
   if not directory.is_dir():
     raise InputError(f'{workdir} holds no checkpoints: give the --workdir of a training run')
-  return ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(read_only=True), item_handlers=_HANDLERS)
+  return ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(read_only=True, best_fn=_quality), item_handlers=_HANDLERS)
 
 
-def _newest(manager: ocp.CheckpointManager) -> int:
-  if manager.latest_step() is None:
+@contextlib.contextmanager
+def _reading(manager: ocp.CheckpointManager, step: int | None) -> Iterator[tuple[int, str]]:
+  """Yields the step and what to call its checkpoint in a message. Whatever Orbax raises of a file that is cut short or gone becomes one line."""
+  if step is None:
     raise InputError(f'{manager.directory} holds no whole checkpoint')
-  return manager.latest_step()
+  where = f'checkpoint {manager.directory / str(step)}'
+  try:
+    yield step, where
+  except InputError:
+    raise
+  except Exception as e:
+    others = [str(other) for other in manager.all_steps() if other != step]
+    mend = f'delete it to go on from step {others[-1]}' if others else 'there is no other, so start again in an empty --workdir'
+    raise InputError(f'{where} cannot be read; {mend}: {type(e).__name__}: {str(e)[:300]}') from e
 
 
 def _training(state: TrainState) -> dict[str, Any]:

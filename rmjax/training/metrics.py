@@ -25,8 +25,8 @@ class Mean:
       self.totals[name] = (old_total + float(total), old_count + float(count))
 
   def means(self) -> dict[str, float]:
-    """Means so far; NaN where nothing was counted."""
-    return {name: total / count if count else math.nan for name, (total, count) in self.totals.items()}
+    """Means so far; what was never counted, such as the accuracy of data without comparisons, is absent."""
+    return {name: total / count for name, (total, count) in self.totals.items() if count}
 
   def clear(self) -> None:
     """Forgets everything."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rmjax.data.records import pairwise_wins, wins_from_ratings
-from rmjax.evaluation.accuracy import agreement, best_of_n, clustered_mean
+from rmjax.evaluation.accuracy import agreement, best_of_n, clustered_bootstrap, clustered_mean
 
 
 def test_ties_in_labels_are_left_out_and_ties_in_scores_count_half():
@@ -72,3 +72,18 @@ def test_best_of_n_does_not_depend_on_the_order_of_responses():
   for _ in range(20):
     rewards, wins, order = rng.normal(size=5), wins_from_ratings(rng.integers(0, 4, 5)), rng.permutation(5)
     np.testing.assert_allclose(best_of_n(rewards[order], wins[np.ix_(order, order)]), best_of_n(rewards, wins))
+
+
+def test_the_bootstrap_agrees_with_the_closed_form_of_a_clustered_mean():
+  rng = np.random.default_rng(0)
+  groups = rng.integers(0, 80, 400)
+  values = rng.normal(size=400) + rng.normal(size=80)[groups]  # observations of a group go together
+  closed = clustered_mean(values, groups)[1]
+  assert closed > 1.5 * clustered_mean(values, np.arange(400))[1]
+  found = clustered_bootstrap(lambda x: float(np.mean(x)), values, groups=groups, resamples=2000)
+  assert found == pytest.approx(closed, rel=0.07)  # 4 errors of the error
+  order = rng.permutation(400)
+  assert clustered_bootstrap(lambda x: float(np.mean(x)), values[order], groups=groups[order]) == pytest.approx(
+    clustered_bootstrap(lambda x: float(np.mean(x)), values, groups=groups)
+  )
+  assert np.isnan(clustered_bootstrap(lambda x: float(np.mean(x)), values, groups=np.zeros(400)))

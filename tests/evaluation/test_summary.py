@@ -100,6 +100,16 @@ def test_ratings_are_compared_where_they_are_known():
   assert found['num_pairs'] == 0 and 'accuracy' not in found and 'ece' not in found
 
 
+def test_ratings_by_subset_and_the_errors_of_their_correlations():
+  rng = np.random.default_rng(0)
+  ratings = rng.normal(size=800)
+  rewards = np.where(np.arange(800) % 2, 0.6, -0.6) * ratings + 0.8 * rng.normal(size=800)
+  found = summary([_scored(k, [rewards[k]], np.zeros((1, 1)), ratings=ratings[k : k + 1], subset='ab'[k % 2]) for k in range(800)])
+  assert found['rating_pearson/a'] == pytest.approx(-0.6, abs=0.1) and found['rating_pearson/b'] == pytest.approx(0.6, abs=0.1)
+  assert abs(found['rating_spearman']) < 0.1
+  assert found['rating_pearson_se/b'] == pytest.approx((1 - 0.6**2) / 20, rel=0.25)  # of a normal sample of 400: (1 - r^2) / sqrt(400)
+
+
 def test_pairs_stand_once_and_refused_records_not_at_all():
   pairs = compared_pairs([_scored(7, [1, 2, 4], wins_from_ratings([1, np.nan, 3])), _refused(8)])
   assert (pairs.logits.tolist(), pairs.wins.tolist(), pairs.lengths.tolist(), pairs.groups.tolist()) == ([-3], [0], [[1, 3]], [7])

@@ -4,6 +4,9 @@ import json
 import os
 from pathlib import Path
 import random
+import re
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +21,7 @@ from experiments import train_reward
 from rmjax.errors import InputError
 from rmjax.training import checkpoints, loop
 from rmjax.training.saved import load_reward_model
+from rmjax.worlds.preferences import Preferences
 
 TINY = {
   'model.decoder': dict(hidden_size=16, intermediate_size=24, num_layers=3, num_heads=2, num_kv_heads=2),
@@ -137,12 +141,27 @@ def test_a_directory_holds_one_run(whole):
     ({'data.tokenizer': 'nowhere'}, 'nowhere holds no tokenizer.json'),
     ({'model.remat': 'some'}, "remat = 'some': choose one of"),
     ({'optimizer.schedule': 'steps'}, "optimizer.schedule = 'steps': choose"),
+    ({'train.best': 'eval_acuracy'}, "train.best = 'eval_acuracy': the evaluation gives eval_accuracy, eval_loss"),
     ({'world.temperature': 0.0}, 'world.temperature = 0.0: it must be above 0'),
   ],
 )
 def test_bad_input_is_one_clear_line(tmp_path, changes, message):
   with pytest.raises(InputError, match=message):
     train_reward.train(tiny(**changes), tmp_path)
+
+
+def test_a_tokenizer_larger_than_the_embedding(tmp_path, reward_model):
+  with pytest.raises(InputError, match=r'the tokenizer has \d{3} tokens and the embedding 64: set config.data.tokenizer to the one that .* was trained with'):
+    train_reward.train(tiny(**{'model.path': str(reward_model), 'data.tokenizer': str(Preferences.tokenizer_path)}), tmp_path)
+
+
+def test_a_checkpoint_of_another_architecture(tmp_path, whole):
+  shutil.copytree(whole[0] / 'checkpoints', tmp_path / 'checkpoints')
+  config = tiny()
+  with config.unlocked():
+    config.model.decoder.num_layers = 2
+  with pytest.raises(InputError, match=r'checkpoints/12 is of another architecture: .* is \(3, 16, 16\) there, \(2, 16, 16\) in this config'):
+    train_reward.train(config, tmp_path)
 
 
 def run(workdir, *flags, **options):
@@ -174,6 +193,71 @@ def test_sigterm_saves_and_says_so(tmp_path):
   assert checkpoints.read_meta(tmp_path)['totals']['records'] > 0
 
 
+def test_a_full_disk_is_said_before_it_is_filled(tmp_path, monkeypatch):
+  real, free = checkpoints.shutil.disk_usage, iter([10**9, 10**9, 1000])
+  monkeypatch.setattr(checkpoints.shutil, 'disk_usage', lambda path: real(path)._replace(free=next(free)))
+  with pytest.raises(OSError, match=r'^step 9 could not be saved; the checkpoint of step 6 is whole; make room .* has 1,000 bytes free, and [\d,]+ are needed'):
+    train_reward.train(tiny(), tmp_path)
+  assert [path.name for path in (tmp_path / 'checkpoints').iterdir() if 'tmp' not in path.name][-1] == '6'
+  final_params(tmp_path)
+
+
+def test_a_write_that_fails_keeps_the_last_good_checkpoint(tmp_path):
+  """A file size limit makes the kernel refuse the writes of a live process, as a disk that fills up meanwhile does."""
+  process = run(tmp_path, '--config.train.steps=100000', '--config.train.save_every=2', '--config.train.eval_every=0', '--config.train.best=')
+  saved = lambda: [int(path.name) for path in tmp_path.glob('checkpoints/*') if path.name.isdigit()]
+  wait_for(saved, process)
+  limit = max(path.stat().st_size for path in tmp_path.rglob('events*')) + 2000
+  resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
+  error = process.communicate(timeout=60)[1]
+  assert process.returncode == 1 and 'Traceback' not in error
+  last = error.splitlines()[-1]
+  assert re.match(r'error: OSError: step \d+ could not be saved; the checkpoint of step \d+ is whole; make room and run the same command', last), last
+  good = int(re.search(r'checkpoint of step (\d+)', last)[1])
+  assert checkpoints.read_meta(tmp_path)['totals']['records'] > 0
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(final_params(tmp_path)))
+  again = run(tmp_path, '--config.train.steps=100000', '--config.train.save_every=2', '--config.train.eval_every=0', '--config.train.best=')
+  wait_for(lambda: max(saved(), default=0) > good, again)
+  again.kill()
+  again.communicate()
+
+
+def test_the_best_checkpoint_is_kept_through_a_crash_and_found(tmp_path, monkeypatch):
+  """The evaluations are made up: the best comes first, the crash after it."""
+  qualities, real = {2: 0.9, 4: 0.5, 6: 0.7, 8: 0.6}, checkpoints.Checkpoints.save
+
+  def save(self, state, iterator, meta, metrics=None):
+    if int(state.step) == 6 and not (tmp_path / 'crashed').exists():
+      (tmp_path / 'crashed').touch()
+      raise Crash
+    real(self, state, iterator, meta, {'eval_accuracy': qualities[int(state.step)]})
+
+  monkeypatch.setattr(checkpoints.Checkpoints, 'save', save)
+  config = tiny(**{'train.steps': 8, 'train.save_every': 2, 'train.eval_every': 2})
+  with pytest.raises(Crash):
+    train_reward.train(config, tmp_path)
+  train_reward.train(config, tmp_path)
+  assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['2', '8']
+  best, newest = (load_reward_model(tmp_path, best=best) for best in (True, False))
+  difference = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), best.params, newest.params)
+  assert max(jax.tree.leaves(difference)) > 1e-3
+  shutil.rmtree(tmp_path / 'checkpoints' / '2')
+  shutil.rmtree(tmp_path / 'checkpoints' / '8' / 'metrics')
+  with pytest.raises(InputError, match='has no best checkpoint'):
+    load_reward_model(tmp_path, best=True)
+
+
+@pytest.mark.parametrize('item', ['params', 'training', 'data', 'meta'])
+def test_a_truncated_checkpoint_is_one_clear_line(tmp_path, whole, item):
+  shutil.copytree(whole[0], tmp_path / 'run')
+  (checkpoint,) = [path for path in (tmp_path / 'run' / 'checkpoints').iterdir() if path.name == '12']
+  for path in (checkpoint / item).rglob('*'):
+    if path.is_file() and path.name != 'commit_success.txt':
+      path.write_bytes(path.read_bytes()[:7])
+  with pytest.raises(InputError, match=r'checkpoint .*/checkpoints/12 cannot be read; (delete it to go on from step \d+|there is no other)'):
+    train_reward.train(tiny(), tmp_path / 'run')
+
+
 @pytest.mark.slow
 def test_kill_9_at_twenty_random_moments(tmp_path):
   """Each run is killed once and resumed; all end in the same bits."""
@@ -186,6 +270,7 @@ def test_kill_9_at_twenty_random_moments(tmp_path):
     process = run(workdir, *flags)
     wait_for(lambda workdir=workdir: (workdir / 'checkpoints').exists(), process)
     time.sleep(rng.uniform(0, 6))
+    assert process.poll() is None  # else nothing is killed
     process.kill()
     process.communicate()
     again = run(workdir, *flags)
