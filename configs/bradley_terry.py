@@ -14,6 +14,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """Returns the config; `arg` is not used."""
   del arg
   config = ml_collections.ConfigDict()
+  config.system = 'bradley_terry'  # one of docs/systems.md
   config.program = 'train_reward'
   config.seed = 0
 
@@ -40,13 +41,17 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     text_prompts='plain',  # or 'chat', which reads a prompt that is text as the user's message
     too_long='truncate',  # or 'refuse'; either way they are counted in the result
     bad_rows='strict',  # or 'lenient', which counts them and goes on
+    suffix='',  # text after each response, in place of the end-of-text token: '\nScore:' for a head that reads the next token
+    levels=0,  # number of quality levels that the label `quality` has; comparisons that contradict them are taken out and counted
   )
   config.world = dict(name='')
+  config.parts = dict()  # further networks, of the lengths of responses, each with its optimiser: see fimi.py
 
   # A batch is rows x length tokens, in which as many trees are packed as fit.
   config.train = dict(
-    steps=1000, rows=8, length=2048, slots=8, responses=2, accumulate=1, log_every=10, eval_every=200, save_every=200, best='eval_accuracy', keep=1
-  )
+    steps=1000, rows=8, length=2048, slots=8, responses=2, accumulate=1, log_every=10, eval_every=200, save_every=200, best='eval_accuracy', keep=1,
+    moves=dict(name=''),  # import path of a function step -> which parts move, with its options; '' moves all
+  )  # fmt: skip
   config.optimizer = dict(
     name='optax:adamw',
     learning_rate=1e-5,
@@ -58,6 +63,14 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     freeze='',
     options=dict(b1=0.9, b2=0.95, weight_decay=0.0),
   )
+  config.evaluation = dict(
+    measures=('rmjax.evaluation.summary:summary',),  # functions of the scored records
+    validation=0,  # so many of the evaluation's records are set aside to fit `correction` on
+    correction=dict(name=''),  # function of the validation records that gives one of scored records, such as a tuned length penalty
+  )
+  config.seeds = (0, 1, 2, 3, 4)
+  config.arms = dict(base=())  # what `reproduce` compares: overrides of this config
+  config.claims = ()  # (left, relation, right, what the paper reports)
   config.mesh = dict(data=1, fsdp=-1, tensor=1, sequence=1)
   config.wandb = ml_collections.config_dict.placeholder(str)  # project name, if wandb is installed and wanted
   return config

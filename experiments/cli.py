@@ -10,10 +10,10 @@ from absl import app, flags
 from rmjax.errors import InputError
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], int | None]) -> None:
   """Parses the command line and runs `main`; ends the process with its exit code.
 
-  0: done. 1: bad input, no room on the disk, or a loss that is not finite; one line on stderr says what and how to mend it.
+  0: done, or what `main` returns. 1: bad input, no room on the disk, or a loss that is not finite; one line on stderr says what and how to mend it.
   143 (128 + SIGTERM): preempted and saved. Anything else is a bug and shows its traceback.
   """
   from rmjax.training.loop import Diverged, Preempted  # after flags, so that --help is quick

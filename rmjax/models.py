@@ -1,16 +1,17 @@
 """A reward model is a backbone and a head."""
 
 from collections.abc import Mapping
-import pkgutil
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
+from rmjax import named
 from rmjax.backbones.decoder import Decoder, DecoderConfig
 from rmjax.backbones.lora import add_lora
 from rmjax.errors import InputError
-from rmjax.trees import gather, Trees
+from rmjax.trees import Array, gather, Trees
 
 
 class RewardModel(nn.Module):
@@ -18,16 +19,28 @@ class RewardModel(nn.Module):
 
   Attributes:
     backbone: tokens to hidden states [R, T, H].
-    head: hidden states of responses and prompts to scores; see `rmjax.heads`.
+    head: hidden states of responses and prompts to scores; see `rmjax.heads`. One whose `reads_logits` is true gets the next-token logits at
+      each response's last token in place of its hidden state.
   """
 
   backbone: Decoder
   head: nn.Module
 
   def __call__(self, batch: Trees) -> Any:
-    """The head's scores, a pytree with leading dims [R, S, N] (or [R, S] for what belongs to a prompt); garbage where `response_ends` is -1."""
+    """The head's scores, a pytree with leading dims [R, S, N] (or [R, S] for what belongs to a prompt).
+
+    Where `response_ends` or `prompt_ends` is -1 they are those of a hidden state that is zero.
+    """
     hidden = self.backbone(batch.tokens, batch.positions, batch.subtree_end)
-    return self.head(gather(hidden, batch.response_ends), gather(hidden, batch.prompt_ends))
+    responses = _states(hidden, batch.response_ends)
+    if getattr(self.head, 'reads_logits', False):
+      responses = self.backbone.unembed(responses)
+    return self.head(responses, _states(hidden, batch.prompt_ends))
+
+
+def _states(hidden: Float[Array, 'R T H'], ends: Int[Array, 'R *S']) -> Float[Array, 'R *S H']:
+  """Hidden states at `ends`; zero where absent, so that no score depends on another tree's text or on how many places are empty."""
+  return jnp.where(ends[..., None] >= 0, gather(hidden, ends), 0)
 
 
 def build(config: DecoderConfig, *, dtype: str, remat: str, head: Mapping[str, Any], lora: Mapping[str, Any]) -> RewardModel:
@@ -46,11 +59,4 @@ def build(config: DecoderConfig, *, dtype: str, remat: str, head: Mapping[str, A
   if dtype not in ('float32', 'bfloat16'):
     raise InputError(f"model.dtype = '{dtype}': choose 'float32' or 'bfloat16'")
   backbone = Decoder(config, dtype=jnp.dtype(dtype), remat=remat)
-  return RewardModel(add_lora(backbone, **lora) if lora['rank'] else backbone, _head(**head))
-
-
-def _head(*, name: str, **fields: Any) -> nn.Module:
-  try:
-    return pkgutil.resolve_name(name)(**fields)
-  except (ImportError, AttributeError, ValueError, TypeError) as e:
-    raise InputError(f"model.head.name = '{name}' with {fields}: {e}; give an import path such as 'rmjax.heads.scalar:ScalarHead' and its fields") from e
+  return RewardModel(add_lora(backbone, **lora) if lora['rank'] else backbone, named.build('model.head', 'rmjax.heads.scalar:ScalarHead', **head))

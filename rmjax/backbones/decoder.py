@@ -279,10 +279,13 @@ class Decoder(nn.Module):
 
   def logits(self, tokens: Int[Array, 'R T'], positions: Int[Array, 'R T'], subtree_end: Int[Array, 'R T']) -> Float[Array, 'R T V']:
     """Next-token logits in float32; `init` by this method to have the output matrix where it is not tied."""
-    x = self(tokens, positions, subtree_end)
+    return self.unembed(self(tokens, positions, subtree_end))
+
+  def unembed(self, hidden: Float[Array, '*B D']) -> Float[Array, '*B V']:
+    """Next-token logits, in float32, of hidden states that `__call__` gave."""
     if self.config.tie_embeddings:
-      y = jnp.einsum('rtd,vd->rtv', x, self.embedding.embedding.astype(x.dtype), preferred_element_type=jnp.float32)
+      y = jnp.einsum('...d,vd->...v', hidden, self.embedding.embedding.astype(hidden.dtype), preferred_element_type=jnp.float32)
     else:
-      y = self.unembedding(x)
+      y = self.unembedding(hidden)
     cap = self.config.logit_softcap
     return cap * jnp.tanh(y / cap) if cap else y

@@ -31,7 +31,7 @@ class Batch(NamedTuple):
 
   Attributes:
     trees: rows of this process, as numpy arrays; label `index` is the record's number in its source.
-    counts: records read for it, and how many of them were `truncated` or `refused`.
+    counts: records read for it, and how many of them were `truncated` or `refused`; comparisons taken out as `incompatible`.
   """
 
   trees: trees.Trees
@@ -218,10 +218,11 @@ class _PackIterator(grain.DatasetIterator):
 
 
 def _no_counts() -> dict[str, int]:
-  return dict(records=0, truncated=0, refused=0)
+  return dict(records=0, truncated=0, refused=0, incompatible=0)
 
 
 def _count(counts: dict[str, int], item: trees.Tree | str) -> None:
   counts['records'] += 1
   counts['refused'] += isinstance(item, str)
-  counts['truncated'] += isinstance(item, trees.Tree) and int(item.labels.get('truncated', 0))
+  for name in ('truncated', 'incompatible'):
+    counts[name] += isinstance(item, trees.Tree) and int(item.labels.get(name, 0))

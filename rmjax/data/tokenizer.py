@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 import datetime
 import json
+import os
 from pathlib import Path
 import shutil
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import jinja2.ext
@@ -17,7 +18,6 @@ from rmjax import trees
 from rmjax.data.records import BadRecord, Messages, Record
 from rmjax.errors import InputError
 
-Encoded = tuple[list[int], int]  # ids of a path, and the place of the response's first
 FILES = ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'chat_template.jinja')
 
 # For messages where the tokenizer has no template: the transcript of Bai et al., Training a Helpful and Harmless Assistant (2022).
@@ -25,6 +25,14 @@ PLAIN_TEMPLATE = (
   "{% for message in messages %}{{ '\\n\\n' + {'user': 'Human', 'assistant': 'Assistant'}.get(message.role, message.role | capitalize) "
   "+ ': ' + message.content }}{% endfor %}{% if add_generation_prompt %}{{ '\\n\\nAssistant: ' }}{% endif %}"
 )
+
+
+class Encoded(NamedTuple):
+  """The tokens of a path: of prompt, response and suffix."""
+
+  ids: list[int]
+  first: int  # place of the response's first
+  tail: int = 0  # how many at the end hold a character of the suffix
 
 
 class Tokenizer:
@@ -122,22 +130,64 @@ class Tokenizer:
     Raises:
       InputError: the response has no tokens of its own.
     """
+    return self._encode(prompt, response, '')[:2]
+
+  def _encode(self, prompt: str | Messages, response: str, suffix: str) -> Encoded:
+    """`encode_path` with a suffix, which stands in place of whatever would end the response."""
     if isinstance(prompt, str):
-      text, start = prompt + response, len(prompt)
+      text, start = prompt + response + suffix, len(prompt)
     else:
-      opening = self.render(prompt, add_generation_prompt=True)
-      text = self.render([*prompt, {'role': 'assistant', 'content': response}])
+      opening, text = self.render(prompt, add_generation_prompt=True), self._render_answer(prompt, response + suffix)
+      if suffix:
+        closing = os.path.commonprefix([self._render_answer(prompt, content)[::-1] for content in 'ab'])[::-1]
+        text = text.removesuffix(closing)
+        if not text.endswith(suffix):
+          raise InputError(f'the chat template does not keep data.suffix = {suffix!r} at the end of a response: leave out the space at its end')
       start = next((i for i, (a, b) in enumerate(zip(text, opening, strict=False)) if a != b), min(len(text), len(opening)))
     templated = self.has_chat_template and not isinstance(prompt, str)
     encoding = self.backend.encode(text, add_special_tokens=not templated)
     ids = list(encoding.ids)
-    own = (i for i, ((_, end), special) in enumerate(zip(encoding.offsets, encoding.special_tokens_mask, strict=True)) if end > start and not special)
-    first = next(own, None)
-    if first is None:
+    spans = [(end if end > begin and not special else -1) for (begin, end), special in zip(encoding.offsets, encoding.special_tokens_mask, strict=True)]
+    first = next((i for i, end in enumerate(spans) if end > start), None)
+    if first is None or (isinstance(prompt, str) and not response):
       raise InputError('a response has no tokens')
+    if suffix:
+      # What the tokenizer puts at the end of every text would come between the suffix and the token that follows it.
+      last = max(i for i, end in enumerate(spans) if end >= 0)
+      ids = ids[: last + 1]
+      return Encoded(ids, first, sum(end > len(text) - len(suffix) for end in spans))
     if not templated and self.eos_id >= 0 and ids[-1] != self.eos_id:
       ids.append(self.eos_id)
-    return ids, first
+    return Encoded(ids, first)
+
+  def _render_answer(self, prompt: Messages, content: str) -> str:
+    return self.render([*prompt, {'role': 'assistant', 'content': content}])
+
+  def next_token_ids(self, texts: Sequence[str], after: str) -> tuple[int, ...]:
+    """Ids of the tokens that continue a text, such as the ratings '1'..'9' after 'Score:'.
+
+    Args:
+      texts: the continuations. '7' and ' 7' are different tokens to most tokenizers: take what the text really continues with.
+      after: what comes before.
+
+    Raises:
+      InputError: a continuation is not one token there, is unknown to the tokenizer, or is the same token as another.
+    """
+    encode = lambda text: self.backend.encode(text, add_special_tokens=False)
+    before, ids = encode(after).ids, []
+    for text in texts:
+      encoding = encode(after + text)
+      if encoding.ids[: len(before)] != before:
+        raise InputError(f'the tokenizer joins {text!r} with the end of {after!r}: {" ".join(encoding.tokens)}')
+      tokens, added = encoding.tokens[len(before) :], encoding.ids[len(before) :]
+      if len(added) != 1:
+        raise InputError(f'the tokenizer splits {text!r} after {after!r} into {len(added)} tokens: {" ".join(tokens) or "none"}; choose texts of one token')
+      if added[0] == self.unk_id:
+        raise InputError(f'the tokenizer does not know {text!r}: choose texts of one token')
+      if added[0] in ids:
+        raise InputError(f'the tokenizer has one token for {texts[ids.index(added[0])]!r} and {text!r} after {after!r}: choose different texts')
+      ids += added
+    return tuple(ids)
 
   def encode_record(
     self,
@@ -148,6 +198,7 @@ class Tokenizer:
     too_long: str = 'truncate',
     bad_rows: str = 'strict',
     text_prompts: str = 'plain',
+    suffix: str = '',
   ) -> trees.Tree | str:
     """A record's tree: the tokens that all its responses share, once, and then each response.
 
@@ -159,6 +210,8 @@ class Tokenizer:
         'refuse' gives up the record.
       bad_rows: 'strict' raises for a record that cannot be tokenised, 'lenient' refuses it.
       text_prompts: 'plain' joins prompt and response as they are, 'chat' takes a text prompt for what the user says.
+      suffix: text that follows each response in place of the end-of-text token (or of what the chat template ends a turn with), for a head
+        that reads what comes next; it is tokenised with the whole and belongs to the response. Truncation cuts a response before it.
 
     Returns:
       The tree, with labels `wins`, `ratings`, `weights`, `margins`, `truncated` and the record's own; or why it is refused.
@@ -174,12 +227,12 @@ class Tokenizer:
     if text_prompts == 'chat' and isinstance(prompt, str) and prompt:
       prompt = [{'role': 'user', 'content': prompt}]
     try:
-      encoded = [self.encode_path(prompt, response) for response in record.responses]
+      encoded = [self._encode(prompt, response, suffix) for response in record.responses]
     except InputError as e:
       if bad_rows == 'lenient':
         return f'{record.where}: {e}'
       raise BadRecord(f'{record.where}: {e}') from e
-    tree, longest = _tree(encoded), max(len(ids) for ids, _ in encoded)
+    tree, longest = _tree(encoded), max(len(one.ids) for one in encoded)
     reason = None
     if longest > max_length:
       reason = f'{record.where}: {longest} tokens, and data.max_length is {max_length}'
@@ -201,10 +254,10 @@ class Tokenizer:
 
   def _truncate(self, encoded: Sequence[Encoded], max_length: int, max_size: int | None) -> trees.Tree | None:
     """The tree cut at the greatest depth where it fits; None if nothing of a response is left there."""
-    depth = min(max_length, max(len(ids) for ids, _ in encoded))
+    depth = min(max_length, max(len(one.ids) for one in encoded))
     while depth > 0:
       cut = self._cut(encoded, depth)
-      if any(len(ids) <= first for ids, first in cut):
+      if any(len(ids) - tail <= first for ids, first, tail in cut):
         return None
       tree = _tree(cut)
       excess = 0 if max_size is None else trees.size(tree) - max_size
@@ -214,24 +267,26 @@ class Tokenizer:
     return None
 
   def _cut(self, encoded: Sequence[Encoded], depth: int) -> list[Encoded]:
-    first, last = (choose(first for _, first in encoded) for choose in (min, max))
-    if last >= depth:  # leave half to the response, or all it needs
-      room = min(max(len(ids) - first for ids, first in encoded), max(depth // 2, 1))
-      keep = int(encoded[0][0][0] == self.bos_id and first > 1)
+    first, last = (choose(one.first for one in encoded) for choose in (min, max))
+    tail = max(one.tail for one in encoded)
+    if last + tail >= depth:  # leave half to the response, or all it needs
+      room = min(max(len(one.ids) - one.first for one in encoded), max(depth // 2, 1 + tail))
+      keep = int(encoded[0].ids[0] == self.bos_id and first > 1)
       stop = min(keep + last - (depth - room), first)
-      encoded = [(ids[:keep] + ids[stop:], first - (stop - keep)) for ids, first in encoded]
-    return [(ids[:depth], first) for ids, first in encoded]
+      encoded = [Encoded(ids[:keep] + ids[stop:], first - (stop - keep), tail) for ids, first, tail in encoded]
+    shorten = lambda ids, tail: ids if len(ids) <= depth else ids[: max(depth - tail, 0)] + ids[len(ids) - tail :]
+    return [Encoded(shorten(ids, tail), first, tail) for ids, first, tail in encoded]
 
 
 def _tree(encoded: Sequence[Encoded]) -> trees.Tree:
   """Shared prompt, then each path's remainder. Tokens of the prompt that merged differently before different responses stay no response's."""
   shared = 0
-  shortest = min(first for _, first in encoded)
-  while shared < shortest and len({ids[shared] for ids, _ in encoded}) == 1:
+  shortest = min(one.first for one in encoded)
+  while shared < shortest and len({one.ids[shared] for one in encoded}) == 1:
     shared += 1
-  segments = [trees.Segment(encoded[0][0][:shared])] if shared else []
+  segments = [trees.Segment(encoded[0].ids[:shared])] if shared else []
   root = len(segments) - 1
-  for n, (ids, first) in enumerate(encoded):
+  for n, (ids, first, _) in enumerate(encoded):
     parent = root
     if first > shared:
       segments.append(trees.Segment(ids[shared:first], root))

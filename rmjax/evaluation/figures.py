@@ -1,9 +1,10 @@
 """Figures of an evaluation and of a training run, as PNG files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import contextlib
 import json
 from pathlib import Path
+import re
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -51,6 +52,32 @@ def training_curves(metrics: Path | str, out: Path | str) -> Path:
       axes.set(xlabel='step', ylabel=name)
       _tidy(axes)
       axes.legend(frameon=False)
+  return Path(out)
+
+
+def claims(figures: Mapping[str, Sequence[Mapping[str, float]]], verdicts: Sequence[tuple[str, bool]], out: Path | str) -> Path:
+  """Draws every figure that a claim speaks of: each arm's seeds as points, their mean and its 95 % interval.
+
+  Args:
+    figures: arm -> figures of each seed.
+    verdicts: claims as text, and whether each holds.
+    out: PNG file.
+  """
+  spoken = dict.fromkeys(re.findall(r'(\w+)\.([a-z]\w*)', ' '.join(text for text, _ in verdicts)))
+  names = list(dict.fromkeys(name for _, name in spoken))
+  arms = {name: list(dict.fromkeys(arm for arm, figure in spoken if figure == name)) for name in names}
+  with _figure(out, height=1.0 + 0.3 * len(verdicts) + sum(0.6 + 0.36 * len(arms[name]) for name in names), width=7.6) as figure:
+    panels = figure.subplots(len(names), 1, squeeze=False, height_ratios=[1 + len(arms[name]) for name in names])[:, 0]
+    for axes, name in zip(panels, names, strict=True):
+      for place, arm in enumerate(arms[name]):
+        values = np.array([seed[name] for seed in figures[arm]])
+        error = 1.96 * values.std(ddof=1) / np.sqrt(len(values))
+        axes.plot(values, np.full(len(values), place), 'o', color=BLUE, alpha=0.35, markersize=5)
+        axes.errorbar(values.mean(), place, xerr=error, fmt='D', color=ORANGE, capsize=3, markersize=5)
+      axes.set_yticks(range(len(arms[name])), arms[name])
+      axes.set(xlabel=name, ylim=(len(arms[name]) - 0.4, -0.6))
+      _tidy(axes)
+    figure.suptitle('\n'.join(f'{"holds" if holds else "FAILS"}: {text}' for text, holds in verdicts), fontsize=8, x=0.01, ha='left')
   return Path(out)
 
 

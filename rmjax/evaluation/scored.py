@@ -3,8 +3,9 @@
 Dimensions: N responses of a record, P compared pairs.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 import dataclasses
+from typing import Any
 
 from jaxtyping import Float, Int, Shaped
 import numpy as np
@@ -26,6 +27,8 @@ class Scored:
     ratings: the data's absolute score of each response, NaN where unknown.
     gold: the true quality of each response, where the data knows it.
     probability: probability[i, j] is the annotator's of preferring i to j, where a world knows it.
+    labels: whatever else the record says, by name; `gold` and `probability` come from there.
+    scores: what the head said, a pytree of arrays of [N_max, ...] or of the prompt's shape; None where refused.
     truncated: whether tokens were cut off to make it fit.
     refused: why it was not scored, or None.
   """
@@ -41,6 +44,8 @@ class Scored:
   ratings: Float[np.ndarray, 'N'] | None = None
   gold: Float[np.ndarray, 'N'] | None = None
   probability: Float[np.ndarray, 'N N'] | None = None
+  labels: Mapping[str, np.ndarray | np.generic] = dataclasses.field(default_factory=dict)
+  scores: Any = None
   truncated: bool = False
   refused: str | None = None
 

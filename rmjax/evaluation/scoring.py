@@ -3,7 +3,7 @@
 Dimensions: R rows, T length, S slots, N responses.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import functools
 import hashlib
 import json
@@ -63,7 +63,7 @@ def score_records(
     One `Scored` a record, in the order of the records; where `encode` refused one, with NaN for its rewards and the reason.
   """
   ways = mesh.shape['data'] * mesh.shape['fsdp']
-  apply = jax.jit(functools.partial(_apply, model), out_shardings=replicated(mesh))
+  apply = _jitted(model, mesh)
   waiting = None  # the device works on one batch while the host encodes the next
   for items, batch in _batches(records, encode, rows=-(-rows // ways) * ways, length=length, slots=slots, responses=responses):
     with use_mesh(mesh):
@@ -75,12 +75,16 @@ def score_records(
     yield from _read(*waiting)
 
 
-def _apply(model: RewardModel, params: Any, batch: trees.Trees) -> dict[str, jax.Array]:
-  scores = model.apply({'params': params}, batch)
-  return dict(rewards=model.head.reward(scores), logits=model.head.preference_logits(scores), lengths=trees.response_lengths(batch))
+@functools.lru_cache(maxsize=8)  # one compile for all the seeds of a model, and for all the data that it is evaluated on
+def _jitted(model: RewardModel, mesh: Mesh) -> Callable[[Any, trees.Trees], dict[str, Any]]:
+  def apply(params, batch):
+    scores = model.apply({'params': params}, batch)
+    return dict(rewards=model.head.reward(scores), logits=model.head.preference_logits(scores), lengths=trees.response_lengths(batch), scores=scores)
+
+  return jax.jit(apply, out_shardings=replicated(mesh))
 
 
-def _read(items: list[_Item], result: dict[str, jax.Array]) -> Iterator[Scored]:
+def _read(items: list[_Item], result: dict[str, Any]) -> Iterator[Scored]:
   result = jax.device_get(result)
   return (_scored(item, result) for item in items)
 
@@ -120,12 +124,13 @@ def _double(size: int, needed: int) -> int:
   return size
 
 
-def _scored(item: _Item, result: dict[str, np.ndarray]) -> Scored:
+def _scored(item: _Item, result: dict[str, Any]) -> Scored:
   record, count = item.record, len(item.record.responses)
   if item.place:
     rewards, logits, lengths = (result[name][item.place] for name in ('rewards', 'logits', 'lengths'))
+    scores = jax.tree.map(lambda x: x[item.place], result['scores'])
   else:
-    rewards, logits, lengths = np.full(count, np.nan), np.full((count, count), np.nan), np.full(count, -1)
+    rewards, logits, lengths, scores = np.full(count, np.nan), np.full((count, count), np.nan), np.full(count, -1), None
   return Scored(
     index=item.index,
     rewards=rewards[:count],
@@ -138,6 +143,8 @@ def _scored(item: _Item, result: dict[str, np.ndarray]) -> Scored:
     ratings=record.ratings,
     gold=record.labels.get('gold'),
     probability=record.labels.get('probability'),
+    labels=record.labels,
+    scores=scores,
     truncated=item.truncated,
     refused=item.refused,
   )

@@ -24,8 +24,12 @@ def summary(scored: Sequence[Scored], *, length_baseline: Float[np.ndarray, '2']
       accuracy, accuracy_se (clustered by prompt), num_score_ties (pairs the model does not order, half right)
       accuracy/<subset>, accuracy_se/<subset>, num_pairs/<subset>: where there are several subsets
       gold_accuracy, gold_accuracy_se: compared pairs that the gold quality tells apart, ordered by it
+      majority_accuracy, majority_accuracy_se: compared pairs on which a world's annotators are not divided in half, ordered as most of them would
+      gold_spearman: of reward and gold quality over all responses, of whatever prompt
       bayes_accuracy: what the best predictor of a world's annotator would reach on these pairs, mean of max(p, 1 - p)
       best_of_n_accuracy, best_of_n_accuracy_se, best_of_n_chance, num_best_of_n: records of more than two responses
+      best_of_n_gold, best_of_n_length: mean gold quality and tokens of the response with the highest reward, beside best_of_n_gold_most, what
+        the best choice has, and best_of_n_gold_mean, what a random one has; where gold is known
       rating_pearson, rating_spearman, num_rated: of reward and rating, over rated responses; and rating_length_spearman, what length alone
         has; their _se, and all of them by /<subset> where there are several
       ece, brier, nll (nats)
@@ -50,6 +54,7 @@ def summary(scored: Sequence[Scored], *, length_baseline: Float[np.ndarray, '2']
     'num_responses': sum(len(record.rewards) for record in kept),
     **_accuracy(pairs),
     **_best_of_n(kept),
+    **_gold(kept),
     **_ratings(kept),
     **_calibration(pairs),
     **_length(kept, pairs),
@@ -66,6 +71,7 @@ def _accuracy(pairs: Pairs) -> dict[str, float]:
   figures = {'num_pairs': int(told.sum()), 'num_ties': int((~told).sum()), 'num_score_ties': int((right == 0.5).sum())}
   figures |= _with_error('accuracy', right, pairs.groups)
   figures |= _with_error('gold_accuracy', accuracy.agreement(pairs.logits, 0.5 + pairs.gold), pairs.groups)
+  figures |= _with_error('majority_accuracy', accuracy.agreement(pairs.logits, pairs.probability), pairs.groups)
   figures['bayes_accuracy'] = accuracy.clustered_mean(np.maximum(pairs.probability, 1 - pairs.probability), pairs.groups)[0]
   subsets = np.unique(pairs.subsets)
   for subset in subsets if len(subsets) > 1 else ():
@@ -83,6 +89,21 @@ def _best_of_n(records: Sequence[Scored]) -> dict[str, float]:
     return {}
   figures = _with_error('best_of_n_accuracy', found[:, 0], np.array([record.group for record in several]))
   return {**figures, 'best_of_n_chance': float(np.nanmean(found[:, 1])), 'num_best_of_n': int(np.sum(~np.isnan(found[:, 0])))}
+
+
+def _gold(records: Sequence[Scored]) -> dict[str, float]:
+  known = [record for record in records if record.gold is not None]
+  if not known:
+    return {}
+  figures = {'gold_spearman': length.spearman(np.concatenate([record.rewards for record in known]), np.concatenate([record.gold for record in known]))}
+  several = [record for record in known if len(record.rewards) > 2]
+  if several:
+    best = [int(np.argmax(record.rewards)) for record in several]
+    figures['best_of_n_gold'] = float(np.mean([record.gold[n] for record, n in zip(several, best, strict=True)]))
+    figures['best_of_n_length'] = float(np.mean([record.lengths[n] for record, n in zip(several, best, strict=True)]))
+    figures['best_of_n_gold_most'] = float(np.mean([record.gold.max() for record in several]))
+    figures['best_of_n_gold_mean'] = float(np.mean([record.gold.mean() for record in several]))
+  return figures
 
 
 def _ratings(records: Sequence[Scored]) -> dict[str, float]:

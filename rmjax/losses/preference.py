@@ -35,7 +35,8 @@ def preference_cross_entropy(logits: Float[Array, '*B N N'], wins: Float[Array, 
   Args:
     logits: skew-symmetric; logits[i, j] is the logit of P(i preferred to j).
     wins: wins[i, j] + wins[j, i] = 1 where i and j were compared, else 0; 0.5 each for a tie.
-    margin: gap in logits that the winner of a comparison owes; one for each tournament.
+    margin: gap in logits that the winner of a comparison owes; one for each tournament. A margin m inside the division by a temperature, as
+      in General Preference Modeling's -log sigmoid((s - m) / temperature), is m / temperature here.
 
   Returns:
     The sum over compared pairs; `wins.sum((-2, -1))` is their number.
@@ -45,6 +46,31 @@ def preference_cross_entropy(logits: Float[Array, '*B N N'], wins: Float[Array, 
   chex.assert_equal_shape([logits, wins])
   margin = jnp.broadcast_to(margin, logits.shape[:-2])[..., None, None]
   return -jnp.sum(wins * jax.nn.log_sigmoid(logits.astype(jnp.float32) - margin), axis=(-2, -1))
+
+
+def preference_squared_error(logits: Float[Array, '*B N N'], wins: Float[Array, '*B N N'], target: float | None = None) -> Float[Array, '*B']:
+  """1/2 (logit - target)^2: the regression variant of `preference_cross_entropy`.
+
+  Args:
+    logits: skew-symmetric; logits[i, j] is the logit of P(i preferred to j).
+    wins: wins[i, j] + wins[j, i] = 1 where i and j were compared, else 0; 0.5 each for a tie.
+    target: logit that the winner should reach, 10 in the released code, and 0 for a tie. None takes the logit of the label wins[i, j], as
+      the paper has it; labels of 0 and 1 have none and count as 0.0001 and 0.9999 (9.2103, near the code's 10).
+
+  Returns:
+    The sum over compared pairs, each counted once; `wins.sum((-2, -1))` is their number.
+
+  Reference: Zhang et al., General Preference Modeling (2024), the regression loss; constant target as in its code.
+  """
+  chex.assert_equal_shape([logits, wins])
+  wins = wins.astype(jnp.float32)
+  if target is None:
+    log_label = jnp.log(jnp.clip(wins, 1e-4, 1 - 1e-4))
+    wanted = log_label - jnp.swapaxes(log_label, -1, -2)
+  else:
+    wanted = target * jnp.sign(wins - jnp.swapaxes(wins, -1, -2))
+  # A pair stands in both halves of a skew-symmetric matrix with the same square: the label splits its one count between them.
+  return 0.5 * jnp.sum(wins * (logits.astype(jnp.float32) - wanted) ** 2, axis=(-2, -1))
 
 
 def centering(rewards: Float[Array, '*B N'], wins: Float[Array, '*B N N']) -> Float[Array, '*B']:

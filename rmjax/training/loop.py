@@ -70,7 +70,7 @@ def fit(
     Diverged: a loss was not finite; the checkpoint before stays the newest.
     Preempted: SIGTERM; the state is saved.
   """
-  totals = meta.setdefault('totals', {'num_tokens': 0, 'records': 0, 'truncated': 0, 'refused': 0})
+  totals = meta.setdefault('totals', {'num_tokens': 0})
   window, clock = Mean(meta.get('window')), Throughput()
   figures: dict[str, float] = {}
   evaluated: dict[int, dict[str, float]] = {}  # step -> what the evaluation there gave; the newest alone

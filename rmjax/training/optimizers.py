@@ -1,14 +1,21 @@
 """An optax optimiser from a config: schedule, clipping, weight decay where it belongs, frozen parameters."""
 
 import functools
-import pkgutil
 import re
 from typing import Any
 
 import jax
 import optax
 
+from rmjax import named
 from rmjax.errors import InputError
+
+
+def from_config(params: Any, options: dict[str, Any], *, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+  """The optimiser that a config's `optimizer` describes, and its schedule: arguments of `make_schedule` and `make_optimizer` in one dict."""
+  names = ('learning_rate', 'schedule', 'warmup', 'final')
+  schedule = make_schedule(steps=steps, **{name: options[name] for name in names if name in options})
+  return make_optimizer(params, schedule, **{name: value for name, value in options.items() if name not in names}), schedule
 
 
 def make_schedule(*, learning_rate: float, steps: int, schedule: str = 'cosine', warmup: float = 0.03, final: float = 0.0) -> optax.Schedule:
@@ -65,10 +72,7 @@ def make_optimizer(
   Raises:
     InputError: `freeze` leaves nothing to train, or matches nothing.
   """
-  try:
-    factory = pkgutil.resolve_name(name)
-  except (ImportError, AttributeError, ValueError) as e:
-    raise InputError(f"optimizer.name = '{name}': {e}; give an import path such as 'optax:adamw'") from e
+  factory = named.resolve('optimizer', name, 'optax:adamw')
   optimizer = factory(schedule, mask=functools.partial(matches, pattern=decay), **(options or {}))
   if clip:
     optimizer = optax.chain(optax.clip_by_global_norm(clip), optimizer)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rmjax import trees
@@ -53,6 +54,25 @@ def choose_decoder(path: str, decoder: Mapping[str, Any], *, tokenizer: Tokenize
   return config
 
 
+def resolve_head(head: Mapping[str, Any], tokenizer: Tokenizer, suffix: str) -> dict[str, Any]:
+  """A config's `model.head` with the texts of its `tokens`, where it has some, as the `token_ids` that the head wants.
+
+  Args:
+    head: dict(name, **fields).
+    tokenizer: what the text is tokenised by.
+    suffix: text after each response, which the tokens follow.
+
+  Raises:
+    InputError: a text is not one token there, or both are given.
+  """
+  head = dict(head)
+  if 'tokens' in head:
+    if 'token_ids' in head:
+      raise InputError('model.head has both tokens and token_ids: give one of them')
+    head['token_ids'] = tokenizer.next_token_ids(head.pop('tokens'), suffix)
+  return head
+
+
 def init_params(model: RewardModel, path: str, mesh: Mesh, key: jax.Array) -> Any:
   """Parameters to start from, each laid out on the mesh as it is made.
 
@@ -60,13 +80,15 @@ def init_params(model: RewardModel, path: str, mesh: Mesh, key: jax.Array) -> An
     model: the model.
     path: Hugging Face directory the backbone is read from, and the head where both have a scalar one; '' draws everything.
     mesh: where parameters go.
-    key: PRNG key.
+    key: PRNG key; an array of keys gives a stack of parameters, one for each.
   """
   abstract = abstract_params(model, mesh)
   found = _read(path, abstract) if path else {}
   # Only what was not found is drawn: the rest of `init` is dead code, and memory holds the parameters once.
   draw = lambda key: _without(nn.unbox(model.init(key, _example()))['params'], found)
   layout = jax.tree.map(lambda x: x.sharding, _without(abstract, found))
+  if key.ndim:  # seeds side by side, on one device
+    return _merge(jax.jit(jax.vmap(draw))(key), jax.tree.map(lambda x: jnp.broadcast_to(x, (*key.shape, *x.shape)), found))
   return _merge(jax.jit(draw, out_shardings=layout)(key), found)
 
 
@@ -86,18 +108,21 @@ def load_reward_model(directory: Path | str, *, best: bool = False, mesh: Mesh |
     raise InputError(f'{directory} does not exist: give the --workdir of a training run or a Hugging Face directory')
   if (directory / 'checkpoints').is_dir():
     meta = read_meta(directory)
-    settings = meta['config']['model']
+    settings, text = (meta['config'][name] for name in ('model', 'data'))
+    data = {name: text[name] for name in ('max_length', 'too_long', 'text_prompts')} | {'suffix': text.get('suffix', '')}  # older runs have none
+    tokenizer = Tokenizer.load(directory / 'tokenizer')
+    settings = {**settings, 'head': resolve_head(settings['head'], tokenizer, data['suffix'])}
     model = build(DecoderConfig(**meta['decoder']), **{name: settings[name] for name in ('dtype', 'remat', 'head', 'lora')})
     params = restore_params(directory, {'reward': abstract_params(model, mesh)}, best=best)['reward']
-    data = {name: meta['config']['data'][name] for name in ('max_length', 'too_long', 'text_prompts')}
-    return Saved(model, params, Tokenizer.load(directory / 'tokenizer'), data)
+    return Saved(model, params, tokenizer, data)
   config = pretrained.read_config(directory)
   if pretrained.load_score(directory) is None:
     raise InputError(f'{directory} has no reward head (score.weight): train one with --config.model.path={directory}')
   model = build(config, dtype='float32', remat='none', head=dict(name='rmjax.heads.scalar:ScalarHead'), lora=dict(rank=0))
   params = _read(directory, abstract_params(model, mesh))
   text = json.loads((directory / 'config.json').read_text()).get('rmjax', {})  # our own exports say how their text was prepared
-  return Saved(model, params, Tokenizer.load(directory), dict(max_length=config.max_positions, too_long='truncate', text_prompts='plain') | text)
+  data = dict(max_length=config.max_positions, too_long='truncate', text_prompts='plain', suffix='') | text
+  return Saved(model, params, Tokenizer.load(directory), data)
 
 
 def describe(config: DecoderConfig) -> dict[str, Any]:
@@ -116,7 +141,7 @@ def abstract_params(model: RewardModel, mesh: Mesh) -> Any:
 def _read(path: Path | str, abstract: Any) -> Any:
   """What a Hugging Face directory has of a reward model: the backbone, and the scalar head if there is one on both sides."""
   found = {'backbone': pretrained.load_decoder(path, abstract['backbone'])}
-  score, kernel = pretrained.load_score(path), abstract['head'].get('score', {}).get('kernel')
+  score, kernel = pretrained.load_score(path), abstract.get('head', {}).get('score', {}).get('kernel')
   if score is not None and score.shape[1] != 1:
     raise InputError(f'{path} has {score.shape[1]} labels: a reward model has one')
   if score is not None and kernel is not None and kernel.shape == score.shape:

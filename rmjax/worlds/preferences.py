@@ -2,10 +2,14 @@
 
 A prompt asks for something small and checkable (`preferences_tasks`). Its responses vary in four attributes that are drawn apart from one another:
 is the answer right, does it leave a part out, does it open with a courtesy, how many sentences of filler come first.
+
+Settings add what claims need: two traits that mark words tell noisily (a kind, by which preferences go round in a cycle, and a grade of any size),
+annotators whose liking for length is bent or who are of two camps, and labels of coarse quality. What is off is drawn for nobody.
 """
 
 from collections.abc import Iterable
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -14,17 +18,17 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 import numpy as np
 import tokenizers
 from tokenizers import models, pre_tokenizers, processors
 
 from rmjax.data.records import pairwise_wins, Record
 from rmjax.errors import InputError
-from rmjax.worlds.preferences_tasks import DEFAULT_TASKS, FILLERS, OPENERS, Task, TASKS, vocabulary
+from rmjax.worlds.preferences_tasks import DEFAULT_TASKS, FILLERS, HERDS, OPENERS, SCALE, Task, TASKS, vocabulary
 
 TOKENIZER = Path(__file__).with_name('preferences_tokenizer.json')
-EVAL_SHARE = 0.1  # of all prompts; which ones is decided by what they say
+EVAL_SHARE = 0.1  # of all prompts, and of all responses with marks; which ones is decided by what they say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +48,18 @@ class Settings:
     verbosity: gold reward of each sentence of filler; below 0 where short is good, above where long is.
     temperature: of the annotator, see `annotator_probability`.
     length_bias: the annotator's, in logits for each word of difference; gold does not know it.
+    fillers: numbers of filler sentences, drawn alike; a sentence comes back only where there are more than there are different ones.
+    answers: whether responses answer at all; if not, they are short, none counts as right or complete, and quality lies in the marks.
+    marks: how many mark words a response says of each trait in use: of its kind if `cycle` is not 0, of its grade if `grade` is not 0.
+    clarity: probability that a mark of kind is an animal of the response's own herd; else it is one of another herd.
+    blur: standard deviation, in places of 12, with which a mark of grade misses the grade.
+    cycle: logits by which the annotator prefers kind 0 to 1, 1 to 2 and 2 to 0; gold does not know it.
+    grade: gold reward of the best grade; of a part of it for a part.
+    curve: 'linear', or 'hump' to bend the length that `length_bias` is for, see `felt_length`.
+    bend: words at which the hump is highest.
+    contested: those of the tasks on which half of the annotators want the opposite of gold.
+    levels: of the label `quality`, see `quality_levels`; 0 for no such label.
+    labelled: share of the training records whose quality is known; that of the eval split always is.
   """
 
   tasks: tuple[str, ...] = DEFAULT_TASKS
@@ -56,6 +72,18 @@ class Settings:
   verbosity: float = -0.25
   temperature: float = 0.5
   length_bias: float = 0.0
+  fillers: tuple[int, ...] = (0, 0, 0, 1, 1, 2)
+  answers: bool = True
+  marks: int = 0
+  clarity: float = 0.9
+  blur: float = 1.0
+  cycle: float = 0.0
+  grade: float = 0.0
+  curve: str = 'linear'
+  bend: int = 12
+  contested: tuple[str, ...] = ()
+  levels: int = 0
+  labelled: float = 0.0
 
   def __post_init__(self):
     if not self.tasks or set(self.tasks) - TASKS.keys():
@@ -66,9 +94,28 @@ class Settings:
       raise InputError(f'world.pairs = {self.pairs}: {self.responses} responses make {math.comb(self.responses, 2)} pairs (0 compares them all)')
     if not self.temperature > 0:
       raise InputError(f'world.temperature = {self.temperature}: it must be above 0 (0.01 is nearly without noise)')
-    for name in ('correctness', 'completeness', 'courtesy', 'verbosity', 'temperature', 'length_bias'):
+    for name in ('correctness', 'completeness', 'courtesy', 'verbosity', 'temperature', 'length_bias', 'cycle', 'grade', 'blur'):
       if not math.isfinite(getattr(self, name)):
         raise InputError(f'world.{name} = {getattr(self, name)}: it must be a finite number')
+    if not isinstance(self.fillers, tuple) or not self.fillers or not all(isinstance(n, int) and n >= 0 for n in self.fillers):
+      raise InputError(f'world.fillers = {self.fillers}: give numbers of sentences, such as (0, 1, 2)')
+    for name in ('marks', 'blur', 'bend'):
+      if getattr(self, name) < 0:
+        raise InputError(f'world.{name} = {getattr(self, name)}: it must not be below 0')
+    for name in ('clarity', 'labelled'):
+      if not 0 <= getattr(self, name) <= 1:
+        raise InputError(f'world.{name} = {getattr(self, name)}: it must be from 0 to 1')
+    for name in ('cycle', 'grade'):
+      if getattr(self, name) and not self.marks:
+        raise InputError(f'world.{name} = {getattr(self, name)}: nobody can read it from a response without marks; set world.marks above 0')
+    if self.curve not in ('linear', 'hump'):
+      raise InputError(f"world.curve = '{self.curve}': choose 'linear' or 'hump'")
+    if set(self.contested) - set(self.tasks):
+      raise InputError(f'world.contested = {self.contested}: choose from world.tasks, {", ".join(self.tasks)}')
+    if self.levels < 0 or self.levels == 1:
+      raise InputError(f'world.levels = {self.levels}: quality needs at least 2 levels (0 gives no label)')
+    if self.labelled and not self.levels:
+      raise InputError(f'world.labelled = {self.labelled}: there is no quality to know; set world.levels above 1')
 
 
 class Response(NamedTuple):
@@ -80,6 +127,8 @@ class Response(NamedTuple):
     complete: share of the answer's parts that are there.
     polite: whether it opens with a courtesy.
     fillers: sentences that say nothing.
+    kind: 0, 1 or 2; -1 where kinds are not in use.
+    grade: from 0 to 1; 0 where grades are not in use.
   """
 
   text: str
@@ -87,12 +136,14 @@ class Response(NamedTuple):
   complete: float
   polite: bool
   fillers: int
+  kind: int = -1
+  grade: float = 0.0
 
 
 class Preferences:
   """Records by number, each a pure function of (settings, seed, split, number).
 
-  The splits share no prompt, whatever their seeds.
+  The splits share no prompt, whatever their seeds; and where there are marks, no response either (but in a world of too few texts to hold any out).
   """
 
   tokenizer_path = TOKENIZER
@@ -115,8 +166,7 @@ class Preferences:
     names = [field.name for field in dataclasses.fields(Settings)]
     if unknown := sorted(settings.keys() - set(names)):
       raise InputError(f'world.{unknown[0]}: there is no such setting; there are {", ".join(names)}')
-    if 'tasks' in settings:
-      settings['tasks'] = tuple(settings['tasks'])
+    settings = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}  # as JSON has them
     self.settings = Settings(**settings)
     self._split, self._seed, self._size = split, seed, size
 
@@ -126,8 +176,9 @@ class Preferences:
   def __getitem__(self, index: int) -> Record:
     """Record number `index`.
 
-    Its labels are `gold` [N], `length` [N] (words and punctuation marks) and `probability` [N, N], the annotator's of preferring i to j
-    (0 where they were not compared).
+    Its labels are `gold` [N], `length` [N] (words and punctuation marks) and `probability` [N, N], of an annotator to come preferring i to j
+    (0 where they were not compared). With `cycle` there is `kind` [N]; with `contested` tasks, `contested` [] (0 or 1); with `levels`, `quality` [N]
+    (-1 where it is unknown).
     """
     if not 0 <= index < self._size:
       raise IndexError(f'record {index} of {self._size}')
@@ -139,39 +190,103 @@ class Preferences:
       task = TASKS[name](rng)
     correct = [n % 2 == 0 for n in range(s.responses)]
     rng.shuffle(correct)
-    responses = [respond(task, ok, s, rng) for ok in correct]
+    responses = [self._respond(task, ok, rng) for ok in correct]
 
     texts = tuple(response.text for response in responses)
     gold = np.array([gold_reward(response, s) for response in responses], np.float32)
     length = np.array([len(text.split()) for text in texts], np.float32)
+    kind = np.array([response.kind for response in responses], np.int32)
     pairs = [(i, j) for i, j in itertools.combinations(range(s.responses), 2) if texts[i] != texts[j]]  # nobody can tell a text from itself
     if s.pairs:
       pairs = rng.sample(pairs, min(s.pairs, len(pairs)))
-    probability = annotator_probability(gold, length, s)
-    wins = pairwise_wins(s.responses, [(i, j, float(rng.random() < probability[i, j])) for i, j in pairs])
+    contested = name in s.contested
+    camps = [annotator_probability(wanted, length, kind, s) for wanted in ((gold, -gold) if contested else (gold,))]
+    probability, own = np.mean(camps, axis=0), rng.choice(camps) if contested else camps[0]  # one annotator judges the whole record
+    wins = pairwise_wins(s.responses, [(i, j, float(rng.random() < own[i, j])) for i, j in pairs])
+
     labels = {'gold': gold, 'length': length, 'probability': np.where(wins + wins.T > 0, probability, 0.0).astype(np.float32)}
+    if s.cycle:
+      labels['kind'] = kind
+    if s.contested:
+      labels['contested'] = np.int32(contested)
+    if s.levels:  # drawn last: how many are known changes nothing else
+      known = rng.random() < s.labelled or self._split == 'eval'
+      labels['quality'] = quality_levels(gold, s) if known else np.full(s.responses, -1, np.int32)
     unrated = np.full(s.responses, np.nan, np.float32)
     return Record(task.prompt + '\n', texts, wins, unrated, subset=name, where=f'{self._split}:{index}', labels=labels)
+
+  def _respond(self, task: Task, correct: bool, rng: Random) -> Response:
+    """A response whose text belongs to this split, where responses are held out."""
+    s = self.settings
+    response = respond(task, correct, s, rng)
+    if s.marks and (s.cycle or s.grade):
+      for _ in range(300):  # misses by chance once in 10^13; without an end a world of too few texts would hang
+        if is_held_out(response.text) == (self._split == 'eval'):
+          break
+        response = respond(task, correct, s, rng)
+    return response
 
 
 def respond(task: Task, correct: bool, s: Settings, rng: Random) -> Response:
   """Draws a response; all its attributes but `correct` are drawn apart from the task."""
-  parts = task.right if correct else rng.choice(task.wrong + (task.exchanged if s.exchange else ()))
-  said = len(parts) if rng.random() < 0.7 else 1
-  polite, fillers = rng.random() < 0.5, rng.choice((0, 0, 0, 1, 1, 2))
-  text = ' '.join([*([rng.choice(OPENERS)] if polite else []), *rng.sample(FILLERS, fillers), *parts[:said], '.'])
-  return Response(text, correct, said / len(parts), polite, fillers)
+  answer, complete = (), 0.0
+  if s.answers:
+    parts = task.right if correct else rng.choice(task.wrong + (task.exchanged if s.exchange else ()))
+    said = len(parts) if rng.random() < 0.7 else 1
+    answer, complete = parts[:said], said / len(parts)
+  polite, fillers = rng.random() < 0.5, rng.choice(s.fillers)
+  opening = [rng.choice(OPENERS)] if polite else []
+  opening += rng.sample(FILLERS, fillers) if fillers <= len(FILLERS) else rng.choices(FILLERS, k=fillers)
+  kind, grade, words = -1, 0.0, [*answer]
+  if s.marks and s.cycle:
+    kind = rng.randrange(3)
+    words += [rng.choice(HERDS[kind if rng.random() < s.clarity else (kind + rng.randint(1, 2)) % 3]) for _ in range(s.marks)]
+  if s.marks and s.grade:
+    grade, top = rng.random(), len(SCALE) - 1
+    words += [SCALE[min(max(round(top * grade + rng.gauss(0.0, s.blur)), 0), top)] for _ in range(s.marks)]
+  text = ' '.join([*opening, *words, '.'] if words or not opening else opening)
+  return Response(text, correct and s.answers, complete, polite, fillers, kind, grade)
 
 
 def gold_reward(response: Response, s: Settings) -> float:
   """The weighted sum of what is true of a response."""
-  return s.correctness * response.correct + s.completeness * response.complete + s.courtesy * response.polite + s.verbosity * response.fillers
+  answer = s.correctness * response.correct + s.completeness * response.complete
+  return answer + s.courtesy * response.polite + s.verbosity * response.fillers + s.grade * response.grade
 
 
-def annotator_probability(gold: Float[np.ndarray, 'N'], length: Float[np.ndarray, 'N'], s: Settings) -> Float[np.ndarray, 'N N']:
-  """P(i preferred to j) = sigmoid((gold_i - gold_j) / temperature + length_bias * (length_i - length_j))."""
+def annotator_probability(gold: Float[np.ndarray, 'N'], length: Float[np.ndarray, 'N'], kind: Int[np.ndarray, 'N'], s: Settings) -> Float[np.ndarray, 'N N']:
+  """P(i preferred to j) = sigmoid((gold_i - gold_j) / temperature + length_bias * (f(length_i) - f(length_j)) + cycle * c(kind_i, kind_j)).
+
+  f is `felt_length`; c is 1 where j's kind is the next after i's (2 is followed by 0), -1 where i's is the next after j's, else 0.
+  The other camp on a contested task is the same with -gold.
+  """
   gap = lambda x: x[:, None].astype(np.float64) - x[None, :]
-  return 0.5 + 0.5 * np.tanh((gap(gold) / s.temperature + s.length_bias * gap(length)) / 2)  # a sigmoid that cannot overflow
+  beats = (kind[None, :] - kind[:, None] + 1) % 3 - 1
+  logits = gap(gold) / s.temperature + s.length_bias * gap(felt_length(length, s)) + s.cycle * beats
+  return 0.5 + 0.5 * np.tanh(logits / 2)  # a sigmoid that cannot overflow
+
+
+def felt_length(length: Float[np.ndarray, '*N'], s: Settings) -> Float[np.ndarray, '*N']:
+  """The length that the annotator's bias is for: itself, or a 'hump', min(n, bend) - max(n - bend, 0) / 4: longer is better, and then a bit worse."""
+  return length if s.curve == 'linear' else np.minimum(length, s.bend) - 0.25 * np.maximum(length - s.bend, 0)
+
+
+def quality_levels(gold: Float[np.ndarray, 'N'], s: Settings) -> Int[np.ndarray, 'N']:
+  """int32[N], the level from 0 to levels - 1 of each gold reward: cut so that over the world's responses each is as frequent as the other.
+
+  Equal rewards are of equal level, so that a gold of few values (no grade) has less equal shares.
+  """
+  sample = _gold_sample(s)
+  middle = (np.searchsorted(sample, gold, 'left') + np.searchsorted(sample, gold, 'right')) / 2
+  return np.minimum(middle * s.levels / len(sample), s.levels - 1).astype(np.int32)
+
+
+@functools.lru_cache(maxsize=64)
+def _gold_sample(s: Settings) -> Float[np.ndarray, 'samples']:
+  """Gold rewards of this world, sorted; the same for any split and seed."""
+  rng = Random('quality')
+  draw = lambda n: respond(TASKS[rng.choice(s.tasks)](rng), n % s.responses % 2 == 0, s, rng)
+  return np.sort(np.array([gold_reward(draw(n), s) for n in range(4000)], np.float32))
 
 
 def is_held_out(prompt: str) -> bool:

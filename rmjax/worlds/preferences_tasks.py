@@ -31,6 +31,10 @@ PUNCTUATION = '. , : ?'
 OPENERS = ('gladly .', 'sure .', 'certainly .', 'of course .')
 FILLERS = ('i see .', 'well .', 'one moment .', 'you know .', 'good question .', 'here we go .')
 
+# What marks say (`preferences.Settings.marks`), in words that no task uses, so that they tell nothing but what they mark.
+HERDS = tuple(tuple(ANIMALS[k : k + 4]) for k in (0, 4, 8))  # one for each kind
+SCALE = tuple(PLACES)  # from the worst grade to the best
+
 
 def vocabulary() -> list[str]:
   """Every word that a text of this world can hold, sorted."""

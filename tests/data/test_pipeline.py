@@ -54,7 +54,7 @@ def contents(batch):
 
 
 def test_every_epoch_has_each_record_once_in_another_order():
-  batches, seen, counts = train(records(50)), [], dict(records=0, refused=0, truncated=0)
+  batches, seen, counts = train(records(50)), [], dict(records=0, refused=0, truncated=0, incompatible=0)
   while len(seen) < 2 * 42 + 20:
     batch = next(batches)
     seen += contents(batch)
@@ -198,7 +198,7 @@ def test_real_records_go_in_and_come_out(real_data, tmp_path, name, too_long):
   llama2c.convert(real_data / 'checkpoints' / 'stories260K' / 'tok512.bin', tmp_path)
   source = open_source(f'{real_data}/{name}.jsonl.gz', bad_rows='lenient')
   encode_text = functools.partial(Tokenizer.load(tmp_path).encode_record, max_length=512, max_size=1024, too_long=too_long)
-  totals, seen = dict(records=0, truncated=0, refused=0), []
+  totals, seen = dict(records=0, truncated=0, refused=0, incompatible=0), []
   for batch in pipeline.eval_batches(source, encode_text, rows=4, length=1024, slots=8, responses=6):
     totals = {count: totals[count] + batch.counts[count] for count in totals}
     seen += numbers(batch)

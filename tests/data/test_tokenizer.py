@@ -238,3 +238,87 @@ def test_bad_input_is_named(tokenizer, tmp_path):
   for choice in ('too_long', 'bad_rows', 'text_prompts'):
     with pytest.raises(InputError, match=f"data.{choice} = 'cut': choose "):
       tokenizer.encode_record(record('the', 'cat'), max_length=9, **{choice: 'cut'})
+
+
+def test_a_suffix_stands_in_place_of_the_end(tokenizer):
+  tree = tokenizer.encode_record(record('the cat ', 'sat', 'hello there'), max_length=100, suffix='\nScore:')
+  for response, (tokens, own) in zip(('sat', 'hello there'), paths(tree), strict=True):
+    assert tokens == tokenizer.backend.encode('the cat ' + response + '\nScore:').ids  # tokenised as one text, and no EOS
+    assert tokenizer.backend.decode(tokens[-own:]).strip() == response + '\nScore:'  # it is the response's
+  batch = trees.pack([[tree]], length=64, slots=1, responses=2)
+  colon = tokenizer.backend.token_to_id(':')
+  assert all(batch.tokens[0, end] == colon for end in batch.response_ends[0, 0])
+
+
+def test_a_suffix_is_the_last_thing_whatever_the_tokenizer_ends_with(directory):
+  tokenizer = Tokenizer.load(directory)
+  tokenizer.backend.post_processor = processors.TemplateProcessing(single='<s> $A </s>', special_tokens=[('<s>', 0), ('</s>', 1)])
+  ((tokens, _),) = paths(tokenizer.encode_record(record('the ', 'cat'), max_length=100, suffix=' Score:'))
+  assert tokens[0] == tokenizer.bos_id and tokens[-1] == tokenizer.backend.token_to_id(':')
+  ((tokens, own),) = paths(tokenizer.encode_record(record('the ', 'cat'), max_length=100, suffix='<|im_end|>'))  # a special token of the text's own
+  assert tokens[-1] == tokenizer.backend.token_to_id('<|im_end|>') and own >= 2
+
+
+def test_a_suffix_stands_within_the_turn_of_a_chat_template(tokenizer):
+  tree = tokenizer.encode_record(record(MESSAGES, 'sat', 'hello'), max_length=100, suffix='\nScore:')
+  for response, (tokens, own) in zip(('sat', 'hello'), paths(tree), strict=True):
+    text = tokenizer.render(MESSAGES, add_generation_prompt=True) + response + '\nScore:'
+    assert tokens == tokenizer.backend.encode(text, add_special_tokens=False).ids
+    assert tokenizer.backend.decode(tokens[-own:], skip_special_tokens=False) == response + '\nScore:'
+  with pytest.raises(BadRecord, match=r"f:1: the chat template does not keep data.suffix = 'Score: ' at the end of a response"):
+    tokenizer.encode_record(record(MESSAGES, 'sat'), max_length=100, suffix='Score: ')  # the template trims it
+
+
+@pytest.mark.parametrize('max_length', [8, 9, 10, 12, 14, 15])
+def test_truncation_cuts_before_the_suffix(tokenizer, max_length):
+  suffix = '\nScore:'
+  tail = tokenizer.backend.encode(suffix).ids[1:]
+  one = record('the cat sat on the mat ', 'hello hello hello', 'the mat')
+  tree, whole = (tokenizer.encode_record(one, max_length=length, suffix=suffix) for length in (max_length, 1000))
+  assert len(tail) < 8 and max(len(tokens) for tokens, _ in paths(whole)) > max_length
+  for (tokens, own), (full, full_own) in zip(paths(tree), paths(whole), strict=True):
+    kept = own - len(tail)
+    assert len(tokens) <= max_length and tokens[-len(tail) :] == tail and kept >= 1
+    assert tokens[-own : -len(tail)] == full[len(full) - full_own :][:kept]  # the response's beginning
+  assert tree.labels['truncated'] == 1
+
+
+def test_a_record_that_has_no_room_for_a_response_and_its_suffix_is_refused(tokenizer):
+  one, suffix = record('the cat sat on the mat ', 'hello hello hello'), '\nScore:'
+  tail = len(tokenizer.backend.encode(suffix).ids) - 1
+  reason = tokenizer.encode_record(one, max_length=tail, suffix=suffix)
+  assert reason.startswith('f:1: ') and reason.endswith(f'tokens, and data.max_length is {tail}')
+  assert tokenizer.encode_record(one, max_length=12, suffix=suffix, too_long='refuse').startswith('f:1: ')
+  with pytest.raises(BadRecord, match='f:1: a response has no tokens'):
+    tokenizer.encode_record(record('the', ''), max_length=9, suffix=suffix)
+
+
+def test_next_tokens_are_those_of_the_whole_text(tokenizer):
+  ids = tokenizer.next_token_ids([str(i) for i in range(1, 10)], '\nScore:')
+  assert len(set(ids)) == 9
+  for i, token in enumerate(ids, 1):
+    assert tokenizer.backend.encode(f'the cat\nScore:{i}').ids[-1] == token
+  spaced = tokenizer.next_token_ids(['1', '2'], 'Score: ')
+  assert spaced == ids[:2]
+  assert tokenizer.next_token_ids([' cat'], 'the') == (tokenizer.backend.encode('the cat').ids[2],)
+
+
+@pytest.mark.parametrize(
+  ('texts', 'after', 'message'),
+  [
+    (['1', '10'], 'Score:', "the tokenizer splits '10' after 'Score:' into 2 tokens: 1 0; choose"),
+    (['1', ''], 'Score:', "the tokenizer splits '' after 'Score:' into 0 tokens: none; choose"),
+    (['he', 'at'], 'the c', "the tokenizer joins 'at' with the end of 'the c': "),
+    (['1', '2', '1'], 'Score:', "the tokenizer has one token for '1' and '1' after 'Score:': choose different texts"),
+  ],
+)
+def test_texts_that_are_not_one_token_each_are_named(tokenizer, texts, after, message):
+  with pytest.raises(InputError, match=message):
+    tokenizer.next_token_ids(texts, after)
+
+
+def test_texts_that_the_tokenizer_does_not_know_are_named():
+  backend = tokenizers.Tokenizer(models.WordLevel({'<unk>': 0, 'Score:': 1, '1': 2}, unk_token='<unk>'))
+  backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+  with pytest.raises(InputError, match="the tokenizer does not know ' 7'"):
+    Tokenizer(backend, {'unk': '<unk>'}, None).next_token_ids([' 1', ' 7'], 'Score:')

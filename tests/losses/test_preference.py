@@ -66,3 +66,31 @@ def test_pointwise_losses_skip_what_is_unknown():
   for loss, target in ((pointwise.rating_squared_error, ratings), (pointwise.label_cross_entropy, labels)):
     gradient = jax.grad(lambda r, loss=loss, target=target: loss(r, target).sum())(rewards)
     assert np.isfinite(gradient).all() and gradient[1] == 0
+
+
+def test_a_margin_inside_the_division_is_one_over_the_temperature():
+  s, wins = jnp.array([[[0.0, 0.37], [-0.37, 0.0]]]), jnp.array([[[0.0, 0.8], [0.2, 0.0]]])
+  m, temperature = 0.2, 0.1
+  inside = -0.8 * jax.nn.log_sigmoid((s[:, 0, 1] - m) / temperature) - 0.2 * jax.nn.log_sigmoid((s[:, 1, 0] - m) / temperature)
+  np.testing.assert_allclose(preference.preference_cross_entropy(s / temperature, wins, m / temperature), inside, rtol=1e-5)
+
+
+def test_squared_error_of_preference_logits():
+  wins = jnp.array([[0.0, 1.0, 0.5], [0.0, 0.0, 0.2], [0.5, 0.8, 0.0]])
+  logits = gaps(jnp.array([1.0, 0.0, -2.0]))  # 1, 3 and 2
+  constant = (1 - 10) ** 2 + (3 - 0) ** 2 + (2 + 10) ** 2
+  np.testing.assert_allclose(preference.preference_squared_error(logits, wins, 10.0), constant / 2, rtol=1e-6)
+  label = (1 - np.log(0.9999 / 0.0001)) ** 2 + (3 - 0) ** 2 + (2 - np.log(0.2 / 0.8)) ** 2
+  np.testing.assert_allclose(preference.preference_squared_error(logits, wins), label / 2, rtol=1e-5)
+  one = jnp.zeros((3, 3)).at[1, 2].set(0.2).at[2, 1].set(0.8)  # each pair counts once, and those not compared do not
+  np.testing.assert_allclose(preference.preference_squared_error(logits, one, 10.0), 12**2 / 2, rtol=1e-6)
+  np.testing.assert_array_equal(preference.preference_squared_error(logits, jnp.zeros((3, 3))), 0.0)
+
+
+@pytest.mark.parametrize(('label', 'target'), [(1.0, 10.0), (0.3, None), (0.5, 10.0)])
+def test_squared_error_is_least_at_its_target(label, target):
+  wins = jnp.array([[0.0, label], [1 - label, 0.0]])
+  wanted = {(1.0, 10.0): 10.0, (0.3, None): np.log(0.3 / 0.7), (0.5, 10.0): 0.0}[label, target]
+  of = lambda gap: preference.preference_squared_error(gap * jnp.array([[0.0, 1.0], [-1.0, 0.0]]), wins, target)
+  np.testing.assert_allclose(of(jnp.float32(wanted)), 0.0, atol=1e-10)
+  np.testing.assert_allclose(jax.grad(of)(jnp.float32(wanted + 1)), 1.0, rtol=1e-5)

@@ -1,0 +1,247 @@
+"""Tests a paper's claim: trains every arm of a config over its seeds, and compares them.
+
+  python -m experiments.reproduce --config=configs/gpm.py --workdir=DIR [--smoke] [--record=results]
+
+Writes DIR/arms/<arm>.json (kept: the same command goes on where it was stopped), result.json (flat: `<arm>/<figure>`, a mean over seeds, and its
+`_se`), report.json, claims.png; prints a table. Exits with 1 when a claim fails. --record also writes results/<system>.json, from which
+`python -m experiments.systems_table` makes docs/systems.md. --smoke makes two steps of each arm on two seeds, to see that everything runs.
+"""
+
+from collections.abc import Mapping, Sequence
+import json
+import os
+from pathlib import Path
+import subprocess
+import time
+from typing import Any
+
+from absl import flags
+import jax
+import ml_collections
+from ml_collections import config_flags
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from experiments import cli
+from experiments.setup import setup
+from rmjax import named
+from rmjax.data import pipeline
+from rmjax.errors import InputError
+from rmjax.evaluation import figures
+from rmjax.evaluation.claims import check_claim, named_arms, Verdict
+from rmjax.evaluation.scored import Scored
+from rmjax.evaluation.scoring import score_records
+from rmjax.training.loop import Diverged
+from rmjax.training.mesh import one_device_mesh
+from rmjax.training.metrics import write_json
+
+_CONFIG = config_flags.DEFINE_config_file('config', lock_config=True)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the results.', required=True)
+_SMOKE = flags.DEFINE_bool('smoke', False, 'Two steps, two seeds, few records: to see that every arm runs. No claim is tested.')
+_RECORD = flags.DEFINE_string('record', None, 'Directory to write <system>.json to as well, the record that docs/systems.md is made of.')
+
+SMALL = 2_000_000  # parameters up to which seeds are trained side by side
+SMOKE = {'train.steps': 2, 'world.train_size': 200, 'world.eval_size': 40}
+CLAIMS_FAILED = 1
+
+
+def arm_config(config: ml_collections.ConfigDict, overrides: Sequence[tuple[str, Any]]) -> ml_collections.ConfigDict:
+  """The config with some of its leaves, or whole dicts, replaced.
+
+  Raises:
+    InputError: there is no such key, or the value is of another type.
+  """
+  config = ml_collections.ConfigDict(config.copy_and_resolve_references())
+  for key, value in overrides:
+    *path, leaf = key.split('.')
+    node = config
+    for part in path:
+      node = node.get(part, None) if isinstance(node, ml_collections.ConfigDict) else None
+    if not isinstance(node, ml_collections.ConfigDict) or leaf not in node:
+      raise InputError(f'arms: there is no config.{key}')
+    try:
+      if isinstance(value, Mapping):
+        with node.unlocked():
+          node[leaf] = ml_collections.ConfigDict(value)
+      else:
+        node[leaf] = value
+    except TypeError as e:
+      raise InputError(f'arms: config.{key} = {value!r}: {e}') from e
+  return config
+
+
+def train_seeds(config: ml_collections.ConfigDict, seeds: Sequence[int]) -> list[list[Scored]]:
+  """Trains one model a seed, side by side in one compiled step, and scores the evaluation's records.
+
+  A seed decides the initial parameters, the world's records and their order. Everything lies on one device.
+
+  Raises:
+    Diverged: a loss is not finite.
+  """
+  mesh, runs = one_device_mesh(), []
+  for seed in seeds:
+    runs.append(setup(arm_config(config, (('seed', seed),)), mesh=mesh))
+  run = runs[0]
+  shape = jax.eval_shape(run.init, jax.random.key(0)).params
+  together = len(seeds) if sum(x.size for x in jax.tree.leaves(shape)) <= SMALL else 1
+  step = jax.jit(jax.vmap(run.step), donate_argnums=0)
+  scored = []
+  for start in range(0, len(seeds), together):
+    part = slice(start, start + together)
+    batches = [pipeline.train_batches(run.train_source, run.encode, seed=seed, **run.shape) for seed, run in zip(seeds[part], runs[part], strict=True)]
+    state = run.init(jax.vmap(jax.random.key)(np.array(seeds[part])))
+    losses = []
+    for _ in range(config.train.steps):
+      state, metrics = step(state, jax.tree.map(lambda *x: np.stack(x), *(next(stream).trees for stream in batches)))
+      losses.append(metrics['loss'][0])
+      if len(losses) > 2:  # the device works on while the host packs, but not without end
+        losses[-3].block_until_ready()
+    finite = np.isfinite(np.stack(losses)).all(0)
+    if not finite.all():
+      raise Diverged(f'the loss of seed {seeds[part][int(np.argmin(finite))]} is not finite')
+    for number, run in enumerate(runs[part]):
+      params = jax.tree.map(lambda x, number=number: x[number], state.params['reward'])
+      records = (run.eval_source[i] for i in range(len(run.eval_source)))
+      scored.append(list(score_records(run.model, params, records, run.encode_all, mesh=mesh, **run.shape)))
+  return scored
+
+
+def measure(config: ml_collections.ConfigDict, scored: Sequence[Scored]) -> dict[str, float]:
+  """The figures that the config's `evaluation` names, after its correction, of the records that are not set aside for validation."""
+  aside = config.evaluation.validation
+  if config.evaluation.correction.name:
+    example = 'rmjax.evaluation.length_bias:length_penalty'
+    options = config.evaluation.correction.to_dict()
+    correct = named.partial('evaluation.correction', example, **options)(scored[:aside])
+    scored = [*scored[:aside], *correct(scored[aside:])]
+  result = {}
+  for name in config.evaluation.measures:
+    result |= named.resolve('evaluation.measures', name, 'rmjax.evaluation.summary:summary')(scored[aside:])
+  return {name: float(value) for name, value in result.items()}
+
+
+def reproduce(config: ml_collections.ConfigDict, workdir: Path, *, smoke: bool = False) -> dict[str, Any]:
+  """Runs arms x seeds and tests the claims.
+
+  Returns:
+    What it wrote to report.json.
+
+  Raises:
+    InputError: a claim speaks of an arm that there is not, or the directory holds results of another config.
+  """
+  arms = {name: arm_config(config, overrides) for name, overrides in config.arms.items()}
+  seeds = list(config.seeds)
+  if smoke:
+    arms, seeds = {name: arm_config(arm, [(key, value) for key, value in SMOKE.items() if _has(arm, key)]) for name, arm in arms.items()}, seeds[:2]
+  for claim in config.claims:
+    if unknown := named_arms(claim) - arms.keys():
+      raise InputError(f"claims: there is no arm '{sorted(unknown)[0]}'; there are {', '.join(arms)}")
+  (workdir / 'arms').mkdir(parents=True, exist_ok=True)
+  found: dict[str, list[dict[str, float]]] = {}
+  minutes = 0.0
+  trained: dict[str, list[list[Scored]]] = {}  # the newest training alone: arms that differ in evaluation share it
+  for name in sorted(arms, key=lambda name: _training(arms[name])):
+    arm, path = arms[name], workdir / 'arms' / f'{name}.json'
+    described = json.loads(json.dumps({**arm.to_dict(), **_NO_CLAIMS, 'seeds': seeds}))
+    if path.exists():
+      kept = json.loads(path.read_text())
+      if kept['config'] != described:
+        raise InputError(f'{path} holds results of another config: choose another --workdir')
+    else:
+      started = time.time()
+      key = _training(arm)
+      if key not in trained:
+        Console(stderr=True).print(f'{name}: {arm.train.steps} steps x {len(seeds)} seeds', highlight=False)
+        trained = {key: train_seeds(arm, seeds)}
+      kept = dict(config=described, figures=[measure(arm, scored) for scored in trained[key]], minutes=(time.time() - started) / 60)
+      write_json(path, kept)
+    found[name], minutes = kept['figures'], minutes + kept['minutes']
+
+  verdicts = [check_claim(claim, found) for claim in config.claims]
+  report = dict(
+    claims=[verdict._asdict() for verdict in verdicts],
+    arms={name: {figure: _mean(found[name], figure) for figure in sorted(set.intersection(*map(set, found[name])))} for name in arms},
+    seeds=seeds,
+    minutes=minutes,
+    machine=_machine(),
+    commit=_commit(),
+    date=time.strftime('%Y-%m-%d'),
+    smoke=smoke,
+  )
+  write_json(workdir / 'report.json', report)
+  pairs = {f'{arm}/{figure}': pair for arm, measured in report['arms'].items() for figure, pair in measured.items()}
+  write_json(workdir / 'result.json', {name + suffix: value for name, pair in pairs.items() for suffix, value in zip(('', '_se'), pair, strict=True)})
+  if verdicts:
+    figures.claims(found, [(verdict.claim, verdict.holds) for verdict in verdicts], workdir / 'claims.png')
+  return report
+
+
+_NO_CLAIMS = {'claims': None, 'arms': None}  # what a claim says does not change what was measured
+
+
+def _training(config: ml_collections.ConfigDict) -> str:
+  """All of a config that decides what is trained."""
+  return json.dumps({**config.to_dict(), **_NO_CLAIMS, 'evaluation': None}, sort_keys=True)
+
+
+def _has(config: ml_collections.ConfigDict, key: str) -> bool:
+  section, name = key.split('.')
+  return name in config[section]
+
+
+def _mean(seeds: Sequence[Mapping[str, float]], figure: str) -> tuple[float, float]:
+  """Mean over seeds, and its standard error."""
+  values = np.array([seed[figure] for seed in seeds])
+  return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float('nan')
+
+
+def _machine() -> str:
+  device = jax.devices()[0]
+  return f'{device.device_kind} x {jax.device_count()}, {_cores()} cores'
+
+
+def _cores() -> int:
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def _commit() -> str:
+  """Of the checkout that this file is in; '+' where it has changes, 'unknown' outside a checkout."""
+  git = lambda *words: subprocess.run(['git', *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+  head = git('rev-parse', '--short', 'HEAD')
+  return head.stdout.strip() + ('+' if git('status', '--porcelain', '--untracked-files=no').stdout else '') if not head.returncode else 'unknown'
+
+
+def table(report: Mapping[str, Any]) -> Table:
+  """The claims, a line each."""
+  out = Table('claim', 'left', 'right', 'difference', 'p', 'paper', '', box=None, header_style='bold')
+  for claim in report['claims']:
+    verdict = Verdict(**claim)
+    out.add_row(
+      verdict.claim,
+      f'{verdict.left:.3f}',
+      f'{verdict.right:.3f}',
+      f'{verdict.difference:+.3f} ± {verdict.error:.3f}',
+      f'{verdict.p_value:.2g}',
+      verdict.paper,
+      'holds' if verdict.holds else 'FAILS',
+    )
+  return out
+
+
+def main() -> int:
+  """Reproduces what the flags say."""
+  report = reproduce(_CONFIG.value, Path(_WORKDIR.value), smoke=_SMOKE.value)
+  console = Console()
+  (console if console.is_terminal else Console(width=200)).print(table(report))
+  if _RECORD.value and not _SMOKE.value:
+    path = Path(_RECORD.value) / f'{_CONFIG.value.system}.json'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, report)
+  failed = [claim['claim'] for claim in report['claims'] if not claim['holds']]
+  print(f'{len(report["claims"]) - len(failed)} of {len(report["claims"])} claims hold; {report["minutes"]:.1f} minutes; figures are in {_WORKDIR.value}')
+  return CLAIMS_FAILED if failed and not _SMOKE.value else 0
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,95 @@
+"""Writes docs/systems.md from results/: a row for each system, and each recorded claim with its figures.
+
+  python -m experiments.systems_table [--results=results] [--output=docs/systems.md] [--check]
+
+results/systems.csv lists the systems; results/<system>.json is what `experiments.reproduce --record=results` wrote. --check writes nothing, and exits
+with 1 if the file is not what it would write.
+"""
+
+from collections.abc import Mapping, Sequence
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments import cli
+from rmjax.errors import InputError
+
+_RESULTS = flags.DEFINE_string('results', 'results', 'Directory of the records.')
+_OUTPUT = flags.DEFINE_string('output', 'docs/systems.md', 'File to write.')
+_CHECK = flags.DEFINE_bool('check', False, 'Compare instead of writing.')
+
+HEAD = """# Systems
+
+One row for each system, made by `python -m experiments.systems_table` from `results/`; a record is what `python -m experiments.reproduce
+--config=configs/<system>.py --workdir=DIR --record=results` measured. A claim that fails stays, with what was measured. `>` and `<` hold where the
+difference is shown (paired t-test over seeds, one-sided, level 0.05); `>=` and `<=` hold unless the opposite is shown.
+"""
+
+
+def page(systems: Sequence[Mapping[str, str]], reports: Mapping[str, Mapping[str, Any]]) -> str:
+  """The page.
+
+  Args:
+    systems: dicts of slug, title and family.
+    reports: slug -> what reproduce wrote.
+
+  Raises:
+    InputError: a record of a system that is not listed.
+  """
+  if unknown := sorted(reports.keys() - {system['slug'] for system in systems}):
+    raise InputError(f"results/{unknown[0]}.json: there is no system '{unknown[0]}' in results/systems.csv: add its row, or rename the file")
+  rows = [_row(number, system, reports.get(system['slug'])) for number, system in enumerate(systems, 1)]
+  done = [system['slug'] for system in systems if system['slug'] in reports]
+  count = f'{len(done)} of {len(systems)} systems have a record.\n'
+  table = '\n'.join(['| | system | paper | family | claims that hold | config |', '|---|---|---|---|---|---|', *rows])
+  return '\n'.join([HEAD, count, table, '', *(_section(slug, reports[slug]) for slug in done)])
+
+
+def _row(number: int, system: Mapping[str, str], report: Mapping[str, Any] | None) -> str:
+  slug = system['slug']
+  held = f'{sum(claim["holds"] for claim in report["claims"])} of {len(report["claims"])}' if report else ''
+  name, config = (f'[{slug}](#{slug})', f'`configs/{slug}.py`') if report else (slug, '')
+  return f'| {number} | {name} | {system["title"]} | {system["family"]} | {held} | {config} |'
+
+
+def _section(slug: str, report: Mapping[str, Any]) -> str:
+  seeds = f'{len(report["seeds"])} seeds, {report["minutes"]:.1f} minutes on {report["machine"]}, commit {report["commit"]}, {report["date"]}'
+  lines = [f'## {slug}', '', f'{seeds}.', '', '| claim | left | right | difference ± s.e. | p | the paper reports | |', '|---|---|---|---|---|---|---|']
+  for claim in report['claims']:
+    verdict = 'holds' if claim['holds'] else '**fails**'
+    lines.append(
+      f'| `{claim["claim"]}` | {claim["left"]:.3f} | {claim["right"]:.3f} | {claim["difference"]:+.3f} ± {claim["error"]:.3f} '
+      f'| {claim["p_value"]:.2g} | {claim["paper"]} | {verdict} |'
+    )
+  return '\n'.join([*lines, ''])
+
+
+def read(results: Path) -> tuple[list[dict[str, str]], dict[str, Any]]:
+  """Systems and records.
+
+  Raises:
+    InputError: there is no list of systems.
+  """
+  if not (results / 'systems.csv').is_file():
+    raise InputError(f'{results}/systems.csv does not exist: give the directory of the records with --results')
+  with (results / 'systems.csv').open(newline='') as f:
+    systems = list(csv.DictReader(f))
+  return systems, {path.stem: json.loads(path.read_text()) for path in sorted(results.glob('*.json'))}
+
+
+def main() -> None:
+  """Writes or checks the page."""
+  text, output = page(*read(Path(_RESULTS.value))), Path(_OUTPUT.value)
+  if _CHECK.value:
+    if not output.exists() or output.read_text() != text:
+      raise InputError(f'{output} is not what {_RESULTS.value} gives: run python -m experiments.systems_table')
+    return
+  output.write_text(text)
+  print(f'{output}: written')
+
+
+if __name__ == '__main__':
+  cli.run(main)
