@@ -18,27 +18,26 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config = small_world.get_config(arg)
   config.system = 'fimi'
   config.world.update(
-    grade=3.0, marks=3, fillers=(0, 1, 2, 3, 4, 5, 6, 7, 8), length_bias=0.4, curve='hump', bend=14, eval_size=700, eval=dict(responses=8)
+    grade=3.0, marks=3, fillers=(0, 1, 2, 3, 4, 5, 6), length_bias=0.4, curve='hump', bend=12, eval_size=600, eval=dict(responses=8)
   )
-  config.train.update(steps=400, length=224, slots=3, responses=8, rows=8)
-  config.train.moves = dict(name='rmjax.training.phases:warmup_fit_alternate', warmup=160, fit=40, period=8)
-  config.losses.decorrelation = dict(name='rmjax.losses.length_bias:bias_decorrelate', per='batch', weight=1.0, start=200)
+  config.train.update(steps=300, length=144, slots=2, responses=8)
+  config.train.moves = dict(name='rmjax.training.phases:warmup_fit_alternate', warmup=120, fit=40, period=8)
+  config.losses.decorrelation = dict(name='rmjax.losses.length_bias:bias_decorrelate', per='batch', weight=1.0, start=160)
   config.losses.fit = dict(name='rmjax.losses.length_bias:bias_fit', per='batch', weight=1.0, mse_weight=0.0)
   adam = dict(name='optax:adamw', learning_rate=1e-3, schedule='constant', warmup=0.0, options=dict(weight_decay=0.0))
   config.parts = dict(fit=dict(network=dict(name='rmjax.heads.length:LengthBiasNet'), optimizer=adam))
   config.evaluation.update(
     measures=('rmjax.evaluation.summary:summary', 'rmjax.evaluation.length_bias:dependence'),
-    validation=200,
+    validation=150,
   )
 
-  # Every arm makes 400 steps, whoever moves at them.
+  # Every arm makes 300 steps, whoever moves at them.
   vanilla = (('losses.decorrelation.weight', 0.0), ('losses.fit.weight', 0.0), ('train.moves', dict(name='')), ('parts', dict()))
   odin = dict(name='rmjax.losses.length_bias:odin_cross_entropy', per='comparison', weight=1.0)
   disentangle = dict(name='rmjax.losses.length_bias:odin_disentangle', per='batch', weight=1.0)
   truly = (('world.length_bias', 0.0), ('world.verbosity', 0.4))
   config.arms = dict(
     fimi=(),
-    fimi_v1=(('losses.fit.mse_weight', 1.0),),
     linear=(('parts.fit.network', dict(name='rmjax.heads.length:LinearLength')),),
     joint=(('train.moves', dict(name='')), ('losses.decorrelation.start', 0)),
     vanilla=vanilla,

@@ -23,7 +23,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.losses.quality = dict(name='rmjax.losses.ordinal:quality_cross_entropy', per='labelled', weight=0.0)
   config.world.update(tasks=('count', 'copy'), contested=('copy',), grade=4.0, courtesy=1.0, marks=3, levels=3, labelled=0.2)
   config.data.levels = 3
-  config.train.length = 128
+  config.train.update(steps=300, length=128)
   config.evaluation.measures = ('rmjax.evaluation.summary:summary', 'rmjax.evaluation.absolute:absolute_quality')
 
   likelihood = dict(name='rmjax.losses.preference:preference_cross_entropy', per='comparison', weight=1.0)

@@ -42,7 +42,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.data.max_length = 64
   config.model.update(dtype='float32', remat='none')
   config.model.decoder = dict(hidden_size=64, intermediate_size=172, num_layers=2, num_heads=2, num_kv_heads=2)
-  config.train.update(steps=300, rows=16, length=112, slots=2, responses=4, log_every=50, eval_every=0, save_every=0, best='')
+  config.train.update(steps=200, rows=8, length=112, slots=2, responses=4, log_every=50, eval_every=0, save_every=0, best='')
   config.optimizer.update(learning_rate=3e-3, warmup=0.05, final=0.05)
   config.mesh.update(data=-1, fsdp=1)
   return config

@@ -35,6 +35,7 @@ from rmjax.evaluation.scoring import score_records
 from rmjax.training.loop import Diverged
 from rmjax.training.mesh import one_device_mesh
 from rmjax.training.metrics import write_json
+from rmjax.training.saved import abstract_params
 
 _CONFIG = config_flags.DEFINE_config_file('config', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the results.', required=True)
@@ -83,8 +84,8 @@ def train_seeds(config: ml_collections.ConfigDict, seeds: Sequence[int]) -> list
   for seed in seeds:
     runs.append(setup(arm_config(config, (('seed', seed),)), mesh=mesh))
   run = runs[0]
-  shape = jax.eval_shape(run.init, jax.random.key(0)).params
-  together = len(seeds) if sum(x.size for x in jax.tree.leaves(shape)) <= SMALL else 1
+  size = sum(x.size for x in jax.tree.leaves(abstract_params(run.model, mesh)))
+  together = len(seeds) if size <= SMALL else 1
   step = jax.jit(jax.vmap(run.step), donate_argnums=0)
   scored = []
   for start in range(0, len(seeds), together):
@@ -130,6 +131,7 @@ def reproduce(config: ml_collections.ConfigDict, workdir: Path, *, smoke: bool =
   Raises:
     InputError: a claim speaks of an arm that there is not, or the directory holds results of another config.
   """
+  commit = _commit()  # of the code that runs, whatever changes meanwhile
   arms = {name: arm_config(config, overrides) for name, overrides in config.arms.items()}
   seeds = list(config.seeds)
   if smoke:
@@ -165,7 +167,7 @@ def reproduce(config: ml_collections.ConfigDict, workdir: Path, *, smoke: bool =
     seeds=seeds,
     minutes=minutes,
     machine=_machine(),
-    commit=_commit(),
+    commit=commit,
     date=time.strftime('%Y-%m-%d'),
     smoke=smoke,
   )

@@ -105,7 +105,7 @@ def test_logits_are_summed_in_float32_under_bfloat16():
 
 
 def test_adapters_and_logits_go_together():
-  model = model_of('token', UNTIED, lora=dict(rank=2, alpha=4.0, modules='layers/.*/(query|value)'))
+  model = model_of('token', UNTIED, lora=dict(rank=2, alpha=4.0, modules='.*/(query|value)$'))
   params = nn.unbox(model.init(jax.random.key(0), batch_of(TEXT)))
   assert {'unembedding', 'layers'} <= params['params']['backbone'].keys()
   assert any('_lora_a' in jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))
