@@ -11,7 +11,7 @@ from rmjax.data.records import BadRecord, Record
 
 
 def compatible(record: Record, levels: int) -> Record:
-  """Takes out the comparisons that the levels contradict: the preferred response is of a lower level than the other.
+  """Takes out the comparisons that the levels contradict: the preferred response is of a lower level than the other, or they tie.
 
   Args:
     record: its label `quality`, int [N], says the level of each response from 0 (worst) to levels - 1, or -1 where that is unknown.
@@ -31,6 +31,6 @@ def compatible(record: Record, levels: int) -> Record:
   if quality.shape != (len(record.responses),) or quality.min() < -1 or quality.max() >= levels:
     raise BadRecord(f"{record.where}: column 'labels.quality': {quality.tolist()}: one level a response is wanted, 0 to {levels - 1}, or -1 for unknown")
   known = (quality[:, None] >= 0) & (quality[None, :] >= 0)
-  contradicts = known & (quality[:, None] < quality[None, :]) & (record.wins > 0.5)
+  contradicts = known & (quality[:, None] < quality[None, :]) & (record.wins >= 0.5)
   wins = np.where(contradicts | contradicts.T, 0.0, record.wins).astype(np.float32)
   return dataclasses.replace(record, wins=wins, labels={**record.labels, 'incompatible': np.int32(contradicts.sum())})

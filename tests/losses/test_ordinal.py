@@ -98,9 +98,9 @@ def test_it_is_the_sum_over_the_table_of_ratings(landscape):
   p, allowed = np.exp(np.asarray(scores, np.float64)), np.tril(np.ones((9, 9)), -1)
   expected = np.zeros(4)
   for b, i, j in itertools.product(range(4), range(3), range(3)):
-    table = (1e-6 + (1 - 1e-6) * np.outer(one[quality[b, i]], two[quality[b, j]])) * allowed
+    table = (0.1 + 0.9 * np.outer(one[quality[b, i]], two[quality[b, j]])) * allowed
     expected[b] -= wins[b, i, j] * np.log(p[b, i] @ table @ p[b, j])
-  np.testing.assert_allclose(ordinal_preference(scores, wins, quality, landscape=landscape), expected, rtol=1e-4)
+  np.testing.assert_allclose(ordinal_preference(scores, wins, quality, landscape=landscape, floor=0.1), expected, rtol=1e-4)
 
 
 def test_uncompared_and_absent_responses_have_no_part():

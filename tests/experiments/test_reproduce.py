@@ -1,0 +1,127 @@
+"""Claims as a user runs them: arms, seeds, verdicts, going on after a stop, and every config that has a claim."""
+
+import importlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs import fimi, gpm, oprm, small_world
+from experiments import reproduce, systems_table, train_reward
+from rmjax.errors import InputError
+from rmjax.evaluation.claims import named_arms
+from rmjax.training.saved import load_reward_model
+
+SYSTEMS = {'gpm': gpm, 'oprm': oprm, 'fimi': fimi}
+SMALL = dict(hidden_size=16, intermediate_size=24, num_layers=1, num_heads=2, num_kv_heads=2)
+
+
+def small(config, **changes):
+  config.model.decoder = SMALL
+  return reproduce.arm_config(config, tuple(changes.items()))
+
+
+def claimed(**changes):
+  config = small_world.get_config()
+  config.arms = dict(cycle=(('world.cycle', 3.0),), plain=(), penalty=(('evaluation.correction', dict(name=PENALTY)), ('evaluation.validation', 10)))
+  config.claims = (('plain.gold_accuracy', '>', 0.2, 'ours'), ('plain.gold_accuracy', '<', 0.1, 'never'))
+  config.world.update(marks=3, grade=4.0)
+  return small(config, **{'train.steps': 6, 'world.train_size': 100, 'world.eval_size': 30, 'seeds': (0, 3), **changes})
+
+
+PENALTY = 'rmjax.evaluation.length_bias:length_penalty'
+
+
+@pytest.mark.parametrize('name', SYSTEMS)
+def test_every_arm_of_a_system_runs(name, tmp_path):
+  config = small(SYSTEMS[name].get_config())
+  assert config.system == name and set().union(*map(named_arms, config.claims)) <= set(config.arms)
+  report = reproduce.reproduce(config, tmp_path, smoke=True)
+  assert len(report['claims']) == len(config.claims) and set(report['arms']) == set(config.arms)
+  assert (tmp_path / 'claims.png').stat().st_size > 0
+
+
+@pytest.mark.parametrize('name', SYSTEMS)
+def test_a_system_trains_by_the_main_program_too(name, tmp_path):
+  changes = {'train.steps': 4, 'world.train_size': 60, 'world.eval_size': 20, 'evaluation.validation': 0}
+  result = train_reward.train(small(SYSTEMS[name].get_config(), **changes), tmp_path)
+  assert np.isfinite(result['loss']) and result['eval_num_records'] == 20
+  assert type(load_reward_model(tmp_path).model.head).__name__ in SYSTEMS[name].get_config().model.head.name
+
+
+@pytest.fixture(scope='module', name='whole')
+def _whole(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('claims')
+  return workdir, reproduce.reproduce(claimed(), workdir)
+
+
+def test_verdicts_figures_and_files(whole):
+  workdir, report = whole
+  assert [claim['holds'] for claim in report['claims']] == [True, False]
+  arm = json.loads((workdir / 'arms' / 'plain.json').read_text())
+  accuracies = [seed['gold_accuracy'] for seed in arm['figures']]
+  assert report['arms']['plain']['gold_accuracy'] == pytest.approx((np.mean(accuracies), np.std(accuracies, ddof=1) / 2**0.5))
+  flat = json.loads((workdir / 'result.json').read_text())
+  assert flat['plain/gold_accuracy'] == pytest.approx(np.mean(accuracies))
+  assert report['arms']['penalty']['num_records'][0] == 20 and report['arms']['plain']['num_records'][0] == 30  # validation records are not measured
+
+
+def test_seeds_side_by_side_are_the_seeds_alone(whole):
+  """The vmapped run of two seeds gives each what the main program's own step would: a seed decides parameters, records and order."""
+  config = claimed()
+  together = reproduce.train_seeds(config, (0, 3))
+  for seed, scored in zip((0, 3), together, strict=True):
+    (alone,) = reproduce.train_seeds(config, (seed,))
+    for a, b in zip(scored, alone, strict=True):
+      np.testing.assert_allclose(a.rewards, b.rewards, atol=1e-4)
+  assert not np.allclose(together[0][0].rewards[:2], together[1][0].rewards[:2], atol=1e-3)
+
+
+def test_what_is_done_is_not_done_again(whole, monkeypatch):
+  workdir, report = whole
+  monkeypatch.setattr(reproduce, 'train_seeds', None)
+  again = reproduce.reproduce(claimed(), workdir)
+  assert again['arms'] == report['arms']
+  renamed = claimed(claims=(('plain.gold_accuracy', '>', 'cycle.accuracy - 2', 'another'),))
+  assert reproduce.reproduce(renamed, workdir)['claims'][0]['holds']  # what is claimed changes nothing that was measured
+  with pytest.raises(InputError, match='holds results of another config'):
+    reproduce.reproduce(claimed(**{'train.steps': 7}), workdir)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'claims': (('gpn.accuracy', '>', 0.5, ''),)}, "there is no arm 'gpn'; there are cycle, penalty, plain"),
+    ({'arms': dict(a=(('model.heads.dim', 3),))}, 'arms: there is no config.model.heads.dim'),
+    ({'arms': dict(a=(('train.steps', 'many'),))}, "arms: config.train.steps = 'many'"),
+    ({'arms': dict(plain=(('losses.preference.per', 'batch'), ('train.accumulate', 2)))}, 'losses.preference is of a whole batch and train.accumulate = 2'),
+    ({'arms': dict(plain=(('losses.preference.name', 'rmjax.losses.ordinal:quality_cross_entropy'),))}, 'losses.preference needs `quality`'),
+  ],
+)
+def test_bad_input_is_one_clear_line(tmp_path, changes, message):
+  config = claimed()
+  for name, value in changes.items():
+    config[name] = value
+  with pytest.raises(InputError, match=message):
+    reproduce.reproduce(config, tmp_path)
+
+
+def test_the_table_shows_what_failed(whole):
+  systems = [dict(slug='gpm', title='General Preference', family='preference'), dict(slug='dpo', title='Direct', family='policy')]
+  text = systems_table.page(systems, {'gpm': whole[1]})
+  assert '| 1 | [gpm](#gpm) | General Preference | preference | 1 of 2 | `configs/gpm.py` |' in text and '| 2 | dpo |' in text
+  assert '**fails**' in text and '1 of 2 systems have a record' in text
+  with pytest.raises(InputError, match="results/gpm.json: there is no system 'gpm'"):
+    systems_table.page(systems[1:], {'gpm': whole[1]})
+
+
+def test_the_committed_table_is_the_one_of_the_committed_records():
+  root = Path(__file__).parents[2]
+  systems, reports = systems_table.read(root / 'results')
+  assert len(systems) == 62
+  assert (root / 'docs' / 'systems.md').read_text() == systems_table.page(systems, reports)
+  for slug, report in reports.items():
+    config = importlib.import_module(f'configs.{slug}').get_config()
+    assert [claim['claim'] for claim in report['claims']] == [f'{left} {relation} {right}' for left, relation, right, _ in config.claims]
+    assert report['seeds'] == list(config.seeds) and not report['smoke'] and set(report['arms']) == set(config.arms)
