@@ -15,7 +15,12 @@ from configs import small_world
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  """Returns the config; `arg` is not used."""
+  """Returns the config.
+
+  Args:
+    arg: 'digits' reads the ratings as the tokens 1 to 9 that follow 'Score:' in a language model (give --config.model.path and data), as the
+      paper does; '' has a dense head.
+  """
   config = small_world.get_config(arg)
   config.system = 'oprm'
   config.model.head = dict(name='rmjax.heads.ordinal:OrdinalHead', levels=9, init_scale=1.0)
@@ -49,4 +54,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     ('oprm.variance_auroc', '>', 0.6, 'variance as confidence'),
     ('rgft_flood.variance_auroc', '>', 0.6, 'variance as confidence'),
   )
+  if arg == 'digits':
+    config.model.head = dict(name='rmjax.heads.ordinal:OrdinalTokenHead', tokens=tuple('123456789'))
+    config.data.update(suffix='\nScore:', max_length=1024, levels=0)
+    config.world = dict(name='')
+    config.train.update(length=2048, best='eval_accuracy')
+    config.optimizer.learning_rate = 3e-6
   return config

@@ -50,6 +50,26 @@ def test_a_system_trains_by_the_main_program_too(name, tmp_path):
   assert type(load_reward_model(tmp_path).model.head).__name__ in SYSTEMS[name].get_config().model.head.name
 
 
+def test_ratings_are_read_from_the_language_model_s_own_words(tmp_path):
+  """Of the embedded world's tokenizer, which has numbers as words; the head has no parameters, so all that is learned is in the backbone."""
+  words = ('one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
+  config = small(oprm.get_config(), **{'train.steps': 4, 'world.train_size': 60, 'world.eval_size': 20, 'data.suffix': ' it is', 'train.length': 160})
+  config.model.head = dict(name='rmjax.heads.ordinal:OrdinalTokenHead', tokens=words)
+  result = train_reward.train(config, tmp_path)
+  saved = load_reward_model(tmp_path)
+  assert set(saved.params) == {'backbone'} and saved.data['suffix'] == ' it is'
+  assert saved.model.head.token_ids == tuple(saved.tokenizer.backend.token_to_id(word) for word in words)
+  assert 1 < result['eval_reward_min'] and result['eval_reward_max'] < 9 and np.isfinite(result['loss'])
+  config.model.head.tokens = ('one', 'sixty six')
+  with pytest.raises(InputError, match="the tokenizer splits 'sixty six'"):
+    train_reward.train(config, tmp_path / 'other')
+
+
+def test_the_digits_of_a_language_model():
+  config = oprm.get_config('digits')
+  assert config.model.head.tokens == tuple('123456789') and config.data.suffix == '\nScore:' and not config.world.name
+
+
 @pytest.fixture(scope='module', name='whole')
 def _whole(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('claims')
