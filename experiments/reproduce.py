@@ -37,11 +37,6 @@ from rmjax.training.mesh import one_device_mesh
 from rmjax.training.metrics import write_json
 from rmjax.training.saved import abstract_params
 
-_CONFIG = config_flags.DEFINE_config_file('config', lock_config=True)
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the results.', required=True)
-_SMOKE = flags.DEFINE_bool('smoke', False, 'Two steps, two seeds, few records: to see that every arm runs. No claim is tested.')
-_RECORD = flags.DEFINE_string('record', None, 'Directory to write <system>.json to as well, the record that docs/systems.md is made of.')
-
 SMALL = 2_000_000  # parameters up to which seeds are trained side by side
 SMOKE = {'train.steps': 2, 'world.train_size': 200, 'world.eval_size': 40}
 CLAIMS_FAILED = 1
@@ -231,19 +226,30 @@ def table(report: Mapping[str, Any]) -> Table:
   return out
 
 
+def define_flags() -> None:
+  """Defines the flags."""
+  config_flags.DEFINE_config_file('config', lock_config=True)
+  flags.DEFINE_string('workdir', None, 'Directory of the results.', required=True)
+  flags.DEFINE_bool('smoke', False, 'Two steps, two seeds, few records: to see that every arm runs. No claim is tested.')
+  flags.DEFINE_string('record', None, 'Directory to write <system>.json to as well, the record that docs/systems.md is made of.')
+
+
 def main() -> int:
   """Reproduces what the flags say."""
-  report = reproduce(_CONFIG.value, Path(_WORKDIR.value), smoke=_SMOKE.value)
+  config, smoke, record = flags.FLAGS.config, flags.FLAGS.smoke, flags.FLAGS.record
+  report = reproduce(config, Path(flags.FLAGS.workdir), smoke=smoke)
   console = Console()
   (console if console.is_terminal else Console(width=200)).print(table(report))
-  if _RECORD.value and not _SMOKE.value:
-    path = Path(_RECORD.value) / f'{_CONFIG.value.system}.json'
+  if record and not smoke:
+    path = Path(record) / f'{config.system}.json'
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, report)
   failed = [claim['claim'] for claim in report['claims'] if not claim['holds']]
-  print(f'{len(report["claims"]) - len(failed)} of {len(report["claims"])} claims hold; {report["minutes"]:.1f} minutes; figures are in {_WORKDIR.value}')
-  return CLAIMS_FAILED if failed and not _SMOKE.value else 0
+  count = len(report['claims'])
+  print(f'{count - len(failed)} of {count} claims hold; {report["minutes"]:.1f} minutes; figures are in {flags.FLAGS.workdir}')
+  return CLAIMS_FAILED if failed and not smoke else 0
 
 
 if __name__ == '__main__':
+  define_flags()
   cli.run(main)

@@ -2,8 +2,8 @@
 
   python -m experiments.systems_table [--results=results] [--output=docs/systems.md] [--check]
 
-results/systems.csv lists the systems; results/<system>.json is what `experiments.reproduce --record=results` wrote. --check writes nothing, and exits
-with 1 if the file is not what it would write.
+results/systems.csv lists the systems; results/<system>.json is what `experiments.reproduce --record=results` wrote; results/<system>.md, if there is
+one, says what it means. --check writes nothing, and exits with 1 if the file is not what it would write.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,10 +17,6 @@ from absl import flags
 from experiments import cli
 from rmjax.errors import InputError
 
-_RESULTS = flags.DEFINE_string('results', 'results', 'Directory of the records.')
-_OUTPUT = flags.DEFINE_string('output', 'docs/systems.md', 'File to write.')
-_CHECK = flags.DEFINE_bool('check', False, 'Compare instead of writing.')
-
 HEAD = """# Systems
 
 One row for each system, made by `python -m experiments.systems_table` from `results/`; a record is what `python -m experiments.reproduce
@@ -29,12 +25,13 @@ difference is shown (paired t-test over seeds, one-sided, level 0.05); `>=` and 
 """
 
 
-def page(systems: Sequence[Mapping[str, str]], reports: Mapping[str, Mapping[str, Any]]) -> str:
+def page(systems: Sequence[Mapping[str, str]], reports: Mapping[str, Mapping[str, Any]], notes: Mapping[str, str]) -> str:
   """The page.
 
   Args:
     systems: dicts of slug, title and family.
     reports: slug -> what reproduce wrote.
+    notes: slug -> what to say of it.
 
   Raises:
     InputError: a record of a system that is not listed.
@@ -45,7 +42,7 @@ def page(systems: Sequence[Mapping[str, str]], reports: Mapping[str, Mapping[str
   done = [system['slug'] for system in systems if system['slug'] in reports]
   count = f'{len(done)} of {len(systems)} systems have a record.\n'
   table = '\n'.join(['| | system | paper | family | claims that hold | config |', '|---|---|---|---|---|---|', *rows])
-  return '\n'.join([HEAD, count, table, '', *(_section(slug, reports[slug]) for slug in done)])
+  return '\n'.join([HEAD, count, table, '', *(_section(slug, reports[slug], notes.get(slug, '')) for slug in done)])
 
 
 def _row(number: int, system: Mapping[str, str], report: Mapping[str, Any] | None) -> str:
@@ -55,7 +52,7 @@ def _row(number: int, system: Mapping[str, str], report: Mapping[str, Any] | Non
   return f'| {number} | {name} | {system["title"]} | {system["family"]} | {held} | {config} |'
 
 
-def _section(slug: str, report: Mapping[str, Any]) -> str:
+def _section(slug: str, report: Mapping[str, Any], note: str) -> str:
   seeds = f'{len(report["seeds"])} seeds, {report["minutes"]:.1f} minutes on {report["machine"]}, commit {report["commit"]}, {report["date"]}'
   lines = [f'## {slug}', '', f'{seeds}.', '', '| claim | left | right | difference ± s.e. | p | the paper reports | |', '|---|---|---|---|---|---|---|']
   for claim in report['claims']:
@@ -64,11 +61,11 @@ def _section(slug: str, report: Mapping[str, Any]) -> str:
       f'| `{claim["claim"]}` | {claim["left"]:.3f} | {claim["right"]:.3f} | {claim["difference"]:+.3f} ± {claim["error"]:.3f} '
       f'| {claim["p_value"]:.2g} | {claim["paper"]} | {verdict} |'
     )
-  return '\n'.join([*lines, ''])
+  return '\n'.join([*lines, '', *([note.strip(), ''] if note else [])])
 
 
-def read(results: Path) -> tuple[list[dict[str, str]], dict[str, Any]]:
-  """Systems and records.
+def read(results: Path) -> tuple[list[dict[str, str]], dict[str, Any], dict[str, str]]:
+  """Systems, records and notes: the arguments of `page`.
 
   Raises:
     InputError: there is no list of systems.
@@ -77,19 +74,28 @@ def read(results: Path) -> tuple[list[dict[str, str]], dict[str, Any]]:
     raise InputError(f'{results}/systems.csv does not exist: give the directory of the records with --results')
   with (results / 'systems.csv').open(newline='') as f:
     systems = list(csv.DictReader(f))
-  return systems, {path.stem: json.loads(path.read_text()) for path in sorted(results.glob('*.json'))}
+  reports = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob('*.json'))}
+  return systems, reports, {path.stem: path.read_text() for path in results.glob('*.md')}
+
+
+def define_flags() -> None:
+  """Defines the flags."""
+  flags.DEFINE_string('results', 'results', 'Directory of the records.')
+  flags.DEFINE_string('output', 'docs/systems.md', 'File to write.')
+  flags.DEFINE_bool('check', False, 'Compare instead of writing.')
 
 
 def main() -> None:
   """Writes or checks the page."""
-  text, output = page(*read(Path(_RESULTS.value))), Path(_OUTPUT.value)
-  if _CHECK.value:
+  text, output = page(*read(Path(flags.FLAGS.results))), Path(flags.FLAGS.output)
+  if flags.FLAGS.check:
     if not output.exists() or output.read_text() != text:
-      raise InputError(f'{output} is not what {_RESULTS.value} gives: run python -m experiments.systems_table')
+      raise InputError(f'{output} is not what {flags.FLAGS.results} gives: run python -m experiments.systems_table')
     return
   output.write_text(text)
   print(f'{output}: written')
 
 
 if __name__ == '__main__':
+  define_flags()
   cli.run(main)
