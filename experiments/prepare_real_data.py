@@ -2,79 +2,96 @@
 
   python -m experiments.prepare_real_data --source=$RMJAX_DATA --output=DIR
 
-Writes DIR/alpaca_eval.{train,eval}.jsonl (pairs), DIR/mlqe_pe.{train,eval}.jsonl (ratings) and DIR/stories260K (weights and tokenizer).
+Writes DIR/<set>.{train,eval}.jsonl for
+  alpaca_eval      pairs by a judge: 58 models on one instruction
+  pandalm          pairs with three people's votes
+  fine_grained_qa  four answers each, with all six comparisons, ties too
+  mlqe_pairs       pairs of rated translations, with a quality level of each
+  mlqe_pe          rated translations one by one
+and DIR/bpe (a tokenizer of the first four's training texts) and DIR/stories260K (weights and tokenizer). See `experiments.real_data`.
 """
 
-from collections.abc import Iterator
-import gzip
+from collections.abc import Iterable, Iterator
 import json
 from pathlib import Path
 import shutil
 from typing import Any
 
 from absl import flags
-import numpy as np
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from experiments import cli
+from experiments import cli, real_data
 from rmjax.data import llama2c
+from rmjax.data.tokenizer import Tokenizer
 
-_SOURCE = flags.DEFINE_string('source', None, 'Directory with alpaca_eval, mlqe_pe and checkpoints.', required=True)
+_SOURCE = flags.DEFINE_string('source', None, 'Directory with alpaca_eval, fine_grained_qa_feedback, mlqe_pe, pandalm_human and checkpoints.', required=True)
 _OUTPUT = flags.DEFINE_string('output', None, 'Directory to write.', required=True)
 _PAIRS = flags.DEFINE_integer('pairs', 16, 'Pairs of models drawn for each instruction of alpaca_eval.')
 
-JUDGE = 'pref_vs_gpt4_1106_weighted_gpt4_turbo'
-BASELINE = 'gpt4_1106_preview'
+VOCABULARY = 4096
+MOST = 2_000_000  # characters of one set that the tokenizer is trained on: alpaca_eval has ten times the text of the others together
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-  """Rows of a gzipped JSON Lines file."""
-  with gzip.open(path, 'rt', encoding='utf-8') as f:
-    return [json.loads(line) for line in f]
+def build_tokenizer(texts: Iterable[str], directory: Path) -> None:
+  """Trains a byte-level BPE of `VOCABULARY` tokens, with BOS before every text, and writes it as a Hugging Face directory."""
+  special = ['<pad>', '<bos>', '<eos>', '<unk>']
+  backend = tokenizers.Tokenizer(models.BPE())
+  backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  backend.decoder = decoders.ByteLevel()
+  trainer = trainers.BpeTrainer(
+    vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
+  )
+  backend.train_from_iterator(texts, trainer)
+  backend.post_processor = processors.TemplateProcessing(single='<bos> $A', special_tokens=[('<bos>', special.index('<bos>'))])
+  directory.mkdir(exist_ok=True)
+  backend.save(str(directory / 'tokenizer.json'))
+  Tokenizer.load(directory / 'tokenizer.json').save(directory)  # says which tokens are special
 
 
-def alpaca_pairs(source: Path, pairs: int) -> Iterator[tuple[bool, dict[str, Any]]]:
-  """(held out, pair): two models' answers, chosen by the judge's win probability against the common baseline, split by instruction.
-
-  Of two models whose probabilities differ by less than 0.1 the judge has no preference, and no pair is made.
-  """
-  rng = np.random.default_rng(0)
-  for row, judged in zip(read(source / 'model_outputs.jsonl.gz'), read(source / 'preference_matrix.jsonl.gz'), strict=True):
-    scores = {**judged[JUDGE], BASELINE: 0.5}
-    models = sorted(name for name, text in row['outputs'].items() if text and scores.get(name) is not None)
-    held_out = row['idx'] % 5 == 0
-    made = 0
-    for _ in range(20 * pairs):
-      better, worse = sorted(rng.choice(models, 2, replace=False), key=scores.get, reverse=True)
-      if scores[better] - scores[worse] < 0.1 or row['outputs'][better].strip() == row['outputs'][worse].strip():
-        continue
-      yield held_out, {
-        'prompt': row['instruction'] + '\n\n', 'chosen': row['outputs'][better], 'rejected': row['outputs'][worse], 'subset': row['dataset'],
-        'id': f'{row["idx"]}:{better}:{worse}',
-      }  # fmt: skip
-      made += 1
-      if made == pairs:
-        break
+def texts_of(row: dict[str, Any]) -> Iterator[str]:
+  """Prompt and responses."""
+  yield row['prompt']
+  yield from row['responses'] if 'responses' in row else (row['chosen'], row['rejected'])
 
 
-def mlqe_ratings(source: Path) -> Iterator[tuple[bool, dict[str, Any]]]:
-  """(held out, rated translation). No source has two translations, so there are no pairs to make; z-scored ratings are regressed."""
-  for language in ('en-de', 'en-zh', 'ro-en'):
-    for part in ('train', 'dev'):
-      for row in read(source / f'{language}.{part}.jsonl.gz'):
-        yield part == 'dev', {'prompt': row['original'] + '\n', 'response': row['translation'], 'rating': row['z_mean'], 'subset': language}
+def write(rows: real_data.Rows, path: Path) -> list[str]:
+  """Writes PATH.train.jsonl and PATH.eval.jsonl; returns the training part's lines."""
+  lines: dict[bool, list[str]] = {False: [], True: []}
+  for held_out, row in rows:
+    lines[held_out].append(json.dumps(row, ensure_ascii=False))
+  for held_out, part in ((False, 'train'), (True, 'eval')):
+    path.with_name(f'{path.name}.{part}.jsonl').write_text(''.join(line + '\n' for line in lines[held_out]), encoding='utf-8')
+  print(f'{path.name}: {len(lines[False])} training rows, {len(lines[True])} held out')
+  return lines[False]
+
+
+def some_texts(lines: Iterable[str]) -> list[str]:
+  """Different texts of the rows, in their order, up to `MOST` characters."""
+  chosen, size = {}, 0
+  for line in lines:
+    for text in texts_of(json.loads(line)):
+      if text not in chosen and size < MOST:
+        chosen[text] = None
+        size += len(text)
+  return list(chosen)
 
 
 def main() -> None:
   """Writes everything."""
   source, output = Path(_SOURCE.value), Path(_OUTPUT.value)
   output.mkdir(parents=True, exist_ok=True)
-  for name, rows in (('alpaca_eval', alpaca_pairs(source / 'alpaca_eval', _PAIRS.value)), ('mlqe_pe', mlqe_ratings(source / 'mlqe_pe'))):
-    with (output / f'{name}.train.jsonl').open('w') as train, (output / f'{name}.eval.jsonl').open('w') as held:
-      counts = [0, 0]
-      for held_out, row in rows:
-        counts[held_out] += 1
-        (held if held_out else train).write(json.dumps(row, ensure_ascii=False) + '\n')
-    print(f'{name}: {counts[0]} training rows, {counts[1]} held out')
+  texts = []
+  for name, rows in (
+    ('alpaca_eval', real_data.alpaca_pairs(source / 'alpaca_eval', _PAIRS.value)),
+    ('pandalm', real_data.pandalm_votes(source / 'pandalm_human')),
+    ('fine_grained_qa', real_data.fine_grained_answers(source / 'fine_grained_qa_feedback')),
+    ('mlqe_pairs', real_data.mlqe_pairs(source / 'mlqe_pe')),
+  ):
+    texts += some_texts(write(rows, output / name))
+  build_tokenizer(texts, output / 'bpe')
+  print(f'bpe: {output / "bpe"}')
+  write(real_data.mlqe_ratings(source / 'mlqe_pe'), output / 'mlqe_pe')
   checkpoint = source / 'checkpoints' / 'stories260K'
   (output / 'stories260K').mkdir(exist_ok=True)
   for file in (checkpoint / 'hf').iterdir():

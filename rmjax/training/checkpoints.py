@@ -156,7 +156,7 @@ def restore_params(workdir: Path | str, params: Any, *, best: bool = False) -> A
 
   Args:
     workdir: directory of a run.
-    params: shapes, dtypes and shardings, by part; arrays or ShapeDtypeStructs.
+    params: shapes, dtypes and shardings, by part; arrays or ShapeDtypeStructs. Parts that are not asked for are left out.
     best: from the best checkpoint instead of the newest.
 
   Raises:
@@ -168,8 +168,14 @@ def restore_params(workdir: Path | str, params: Any, *, best: bool = False) -> A
     if best and step is None:
       raise InputError(f'{workdir} has no best checkpoint, since none was saved at a step of train.eval_every with train.best set: leave --best out')
     with _reading(manager, step) as (step, where):
-      check_same_tree(manager.item_metadata(step).params, abstract, where)
-      return manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract))).params
+      there = dict(manager.item_metadata(step).params)
+      check_same_tree({part: tree for part, tree in there.items() if part in abstract}, abstract, where)
+      # Orbax's standard handler reads all of an item or nothing; further parts lie whole on each device until they are dropped.
+      whole = jax.sharding.NamedSharding(jax.tree.leaves(abstract)[0].sharding.mesh, jax.sharding.PartitionSpec())
+      drop = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole)
+      others = {part: jax.tree.map(drop, tree) for part, tree in there.items() if part not in abstract}
+      found = manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore({**others, **abstract}))).params
+      return {part: found[part] for part in abstract}
 
 
 def _quality(metrics: dict[str, float]) -> float:

@@ -54,14 +54,14 @@ def test_ratings_are_read_from_the_language_model_s_own_words(tmp_path):
   """Of the embedded world's tokenizer, which has numbers as words; the head has no parameters, so all that is learned is in the backbone."""
   words = ('one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
   config = small(oprm.get_config(), **{'train.steps': 4, 'world.train_size': 60, 'world.eval_size': 20, 'data.suffix': ' it is', 'train.length': 160})
-  config.model.head = dict(name='rmjax.heads.ordinal:OrdinalTokenHead', tokens=words)
+  config.model.head = dict(name='rmjax.heads.ordinal:OrdinalTokenHead', tokens=tuple(f' {word}' for word in words))
   result = train_reward.train(config, tmp_path)
   saved = load_reward_model(tmp_path)
   assert set(saved.params) == {'backbone'} and saved.data['suffix'] == ' it is'
   assert saved.model.head.token_ids == tuple(saved.tokenizer.backend.token_to_id(word) for word in words)
   assert 1 < result['eval_reward_min'] and result['eval_reward_max'] < 9 and np.isfinite(result['loss'])
-  config.model.head.tokens = ('one', 'sixty six')
-  with pytest.raises(InputError, match="the tokenizer splits 'sixty six'"):
+  config.model.head.tokens = (' one', ' sixty six')
+  with pytest.raises(InputError, match="the tokenizer splits ' sixty six'"):
     train_reward.train(config, tmp_path / 'other')
 
 
