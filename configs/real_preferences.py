@@ -36,7 +36,7 @@ def get_config(arg: str = 'pandalm') -> ml_collections.ConfigDict:
   responses = 4 if arg == 'fine_grained_qa' else 2
   config.data.max_length = LENGTH
   # The longest record fits: all its responses without a token in common.
-  config.train.update(steps=STEPS, rows=4, length=max(1024, responses * LENGTH), slots=4, responses=responses)
+  config.train.update(steps=STEPS, rows=4, length=responses * LENGTH, slots=4, responses=responses)
   config.seeds = (0, 1, 2)
   config.evaluation.measures = ('rmjax.evaluation.summary:summary', 'rmjax.evaluation.length_bias:dependence')
 

@@ -38,7 +38,6 @@ from rmjax.training.metrics import write_json
 from rmjax.training.saved import abstract_params
 
 SMALL = 2_000_000  # parameters up to which seeds are trained side by side
-SMOKE = {'train.steps': 2, 'world.train_size': 200, 'world.eval_size': 40}
 CLAIMS_FAILED = 1
 
 
@@ -104,8 +103,14 @@ def train_seeds(config: ml_collections.ConfigDict, seeds: Sequence[int]) -> list
 
 
 def measure(config: ml_collections.ConfigDict, scored: Sequence[Scored]) -> dict[str, float]:
-  """The figures that the config's `evaluation` names, after its correction, of the records that are not set aside for validation."""
+  """The figures that the config's `evaluation` names, after its correction, of the records that are not set aside for validation.
+
+  Raises:
+    InputError: all are set aside, or the config names something that there is not.
+  """
   aside = config.evaluation.validation
+  if aside >= len(scored):
+    raise InputError(f'evaluation.validation = {aside} leaves none of the {len(scored)} records to measure: lower it')
   if config.evaluation.correction.name:
     example = 'rmjax.evaluation.length_bias:length_penalty'
     options = config.evaluation.correction.to_dict()
@@ -130,7 +135,7 @@ def reproduce(config: ml_collections.ConfigDict, workdir: Path, *, smoke: bool =
   arms = {name: arm_config(config, overrides) for name, overrides in config.arms.items()}
   seeds = list(config.seeds)
   if smoke:
-    arms, seeds = {name: arm_config(arm, [(key, value) for key, value in SMOKE.items() if _has(arm, key)]) for name, arm in arms.items()}, seeds[:2]
+    arms, seeds = {name: _smoke(arm) for name, arm in arms.items()}, seeds[:2]
   for claim in config.claims:
     if unknown := named_arms(claim) - arms.keys():
       raise InputError(f"claims: there is no arm '{sorted(unknown)[0]}'; there are {', '.join(arms)}")
@@ -182,9 +187,10 @@ def _training(config: ml_collections.ConfigDict) -> str:
   return json.dumps({**config.to_dict(), **_NO_CLAIMS, 'evaluation': None}, sort_keys=True)
 
 
-def _has(config: ml_collections.ConfigDict, key: str) -> bool:
-  section, name = key.split('.')
-  return name in config[section]
+def _smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  sizes = {'train.steps': 2, 'world.train_size': 200, 'world.eval_size': 40, 'evaluation.validation': min(config.evaluation.validation, 10)}
+  known = lambda key: key.split('.')[1] in config[key.split('.')[0]]  # a config on files has no world
+  return arm_config(config, [(key, value) for key, value in sizes.items() if known(key)])
 
 
 def _mean(seeds: Sequence[Mapping[str, float]], figure: str) -> tuple[float, float]:

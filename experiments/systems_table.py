@@ -3,7 +3,8 @@
   python -m experiments.systems_table [--results=results] [--output=docs/systems.md] [--check]
 
 results/systems.csv lists the systems; results/<system>.json is what `experiments.reproduce --record=results` wrote; results/<system>.md, if there is
-one, says what it means. --check writes nothing, and exits with 1 if the file is not what it would write.
+one, says what it means; results/real/ has records on public data, of no system by itself. --check writes nothing, and exits with 1 if the file is not
+what it would write.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,13 +26,23 @@ difference is shown (paired t-test over seeds, one-sided, level 0.05); `>=` and 
 """
 
 
-def page(systems: Sequence[Mapping[str, str]], reports: Mapping[str, Mapping[str, Any]], notes: Mapping[str, str]) -> str:
+REAL = """# On public preferences
+
+`configs/real_preferences.py` by models of 0.4 million parameters, which read surface features and little else. Seeds share the records, so an error here
+is that of training alone; three seeds show large differences and nothing else.
+"""
+
+
+def page(
+  systems: Sequence[Mapping[str, str]], reports: Mapping[str, Mapping[str, Any]], notes: Mapping[str, str], real: Mapping[str, Mapping[str, Any]]
+) -> str:
   """The page.
 
   Args:
     systems: dicts of slug, title and family.
     reports: slug -> what reproduce wrote.
-    notes: slug -> what to say of it.
+    notes: slug -> what to say of it, or of all that is `real`.
+    real: data set -> what reproduce wrote.
 
   Raises:
     InputError: a record of a system that is not listed.
@@ -42,7 +53,10 @@ def page(systems: Sequence[Mapping[str, str]], reports: Mapping[str, Mapping[str
   done = [system['slug'] for system in systems if system['slug'] in reports]
   count = f'{len(done)} of {len(systems)} systems have a record.\n'
   table = '\n'.join(['| | system | paper | family | claims that hold | config |', '|---|---|---|---|---|---|', *rows])
-  return '\n'.join([HEAD, count, table, '', *(_section(slug, reports[slug], notes.get(slug, '')) for slug in done)])
+  sections = [_section(slug, reports[slug], notes.get(slug, '')) for slug in done]
+  if real:
+    sections += [REAL, notes.get('real', ''), *(_section(name, report, '') for name, report in real.items())]
+  return '\n'.join([HEAD, count, table, '', *sections])
 
 
 def _row(number: int, system: Mapping[str, str], report: Mapping[str, Any] | None) -> str:
@@ -64,8 +78,8 @@ def _section(slug: str, report: Mapping[str, Any], note: str) -> str:
   return '\n'.join([*lines, '', *([note.strip(), ''] if note else [])])
 
 
-def read(results: Path) -> tuple[list[dict[str, str]], dict[str, Any], dict[str, str]]:
-  """Systems, records and notes: the arguments of `page`.
+def read(results: Path) -> tuple[list[dict[str, str]], dict[str, Any], dict[str, str], dict[str, Any]]:
+  """Systems, records, notes and records on public data: the arguments of `page`.
 
   Raises:
     InputError: there is no list of systems.
@@ -74,8 +88,8 @@ def read(results: Path) -> tuple[list[dict[str, str]], dict[str, Any], dict[str,
     raise InputError(f'{results}/systems.csv does not exist: give the directory of the records with --results')
   with (results / 'systems.csv').open(newline='') as f:
     systems = list(csv.DictReader(f))
-  reports = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob('*.json'))}
-  return systems, reports, {path.stem: path.read_text() for path in results.glob('*.md')}
+  records = lambda directory: {path.stem: json.loads(path.read_text()) for path in sorted(directory.glob('*.json'))}
+  return systems, records(results), {path.stem: path.read_text() for path in results.glob('*.md')}, records(results / 'real')
 
 
 def define_flags() -> None:

@@ -12,8 +12,9 @@ from rmjax import trees
 from rmjax.backbones.decoder import DecoderConfig
 from rmjax.data.records import pairwise_wins
 from rmjax.errors import InputError
+from rmjax.heads.length import LengthBiasNet
 from rmjax.models import build
-from rmjax.training.reward import preference_metrics, reward_objective
+from rmjax.training.reward import init_network, preference_metrics, reward_objective
 
 SCALAR = 'rmjax.heads.scalar:ScalarHead'
 LOSS = 'rmjax.losses.preference:preference_cross_entropy'
@@ -131,7 +132,7 @@ def test_rewards_are_float32_under_bfloat16():
   ('options', 'message'),
   [
     (dict(name='rmjax.losses.preference:nope'), "losses.p.name = 'rmjax.losses.preference:nope'"),
-    (dict(name=LOSS, per='batch'), "losses.p.per = 'batch': choose"),
+    (dict(name=LOSS, per='pair'), "losses.p.per = 'pair': choose"),
     (dict(name=LOSS, beta=0.1), "losses.p: .* has no argument 'beta'; it takes logits, wins, margin"),
   ],
 )
@@ -144,3 +145,36 @@ def test_bad_losses_are_named(options, message):
 def test_bad_models_are_named(changes):
   with pytest.raises(InputError, match='model.(head.name|dtype) = '):
     model_of(**changes)
+
+
+FIT = {'fit': dict(name='rmjax.losses.length_bias:bias_fit', per='batch'), 'rid': dict(name='rmjax.losses.length_bias:bias_decorrelate', per='batch', start=5)}
+
+
+def test_a_network_of_lengths_beside_the_model_and_terms_of_the_whole_batch():
+  """FiMi's two terms through the objective: each is one number a batch, starts when it should, and moves its own part alone."""
+  rng = np.random.default_rng(3)
+  model, network = model_of(), LengthBiasNet(size=8, hidden=4)
+  batch = batch_of([[tree(rng, weights=np.float32(7)), tree(rng)], [tree(rng)]])
+  params = {'reward': model.init(jax.random.key(0), batch)['params'], 'fit': init_network(network, jax.random.key(1))}
+  objective = reward_objective(model, FIT, networks={'fit': network})
+  rewards = model.head.reward(model.apply({'params': params['reward']}, batch))
+  lengths = trees.response_lengths(batch)
+  rho = abs(np.corrcoef(rewards[lengths > 0], network.apply({'params': params['fit']}, lengths)[lengths > 0])[0, 1])
+  for step, started in ((4, 0), (5, 1)):
+    sums, counts = objective(params, batch, jax.random.key(0), step)
+    np.testing.assert_allclose([sums['loss']['fit'], sums['loss']['rid']], [-rho, started * rho], atol=1e-5)
+    assert counts['loss'] == {'fit': 1, 'rid': 1}
+  for term, part in (('fit', 'fit'), ('rid', 'reward')):
+    gradient = jax.grad(lambda params, term=term: objective(params, batch, jax.random.key(0), 9)[0]['loss'][term])(params)
+    moved = {name: max(float(jnp.abs(x).max()) for x in jax.tree.leaves(tree)) > 0 for name, tree in gradient.items()}
+    assert moved == {name: name == part for name in params}
+
+
+def test_labelled_responses_are_counted_and_a_missing_label_is_named():
+  rng = np.random.default_rng(4)
+  losses = {'q': dict(name='rmjax.losses.ordinal:quality_cross_entropy', per='labelled')}
+  model = model_of(head=dict(name='rmjax.heads.quality:ScalarAndQualityHead'))
+  batch = batch_of([[tree(rng, quality=np.array([2, -1], np.int32)), tree(rng, quality=np.array([0, 1], np.int32))]])
+  assert loss_of(model, batch, losses)[2]['loss']['q'] == 3
+  with pytest.raises(InputError, match='losses.q needs `quality`, which neither the data nor a network gives'):
+    loss_of(model, batch_of([[tree(rng)]]), losses)
