@@ -39,6 +39,7 @@ from rmjax.training.saved import abstract_params
 
 SMALL = 2_000_000  # parameters up to which seeds are trained side by side
 CLAIMS_FAILED = 1
+SUMMARY = 'rmjax.evaluation.summary:summary'
 
 
 def arm_config(config: ml_collections.ConfigDict, overrides: Sequence[tuple[str, Any]]) -> ml_collections.ConfigDict:
@@ -118,7 +119,7 @@ def measure(config: ml_collections.ConfigDict, scored: Sequence[Scored]) -> dict
     scored = [*scored[:aside], *correct(scored[aside:])]
   result = {}
   for name in config.evaluation.measures:
-    result |= named.resolve('evaluation.measures', name, 'rmjax.evaluation.summary:summary')(scored[aside:])
+    result |= named.resolve('evaluation.measures', name, SUMMARY)(scored[aside:])
   return {name: float(value) for name, value in result.items()}
 
 
@@ -139,6 +140,9 @@ def reproduce(config: ml_collections.ConfigDict, workdir: Path, *, smoke: bool =
   for claim in config.claims:
     if unknown := named_arms(claim) - arms.keys():
       raise InputError(f"claims: there is no arm '{sorted(unknown)[0]}'; there are {', '.join(arms)}")
+  for arm in arms.values():  # before anything is trained
+    for name in arm.evaluation.measures:
+      named.resolve('evaluation.measures', name, SUMMARY)
   (workdir / 'arms').mkdir(parents=True, exist_ok=True)
   found: dict[str, list[dict[str, float]]] = {}
   minutes = 0.0

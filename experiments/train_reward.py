@@ -43,6 +43,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
   started = time.time()
 
   run = setup(config)
+  measures = [named.resolve('evaluation.measures', name, SUMMARY) for name in config.evaluation.measures]  # before hours of training, not after
   shard = {**run.shape, 'rows': config.train.rows // jax.process_count(), 'process_index': jax.process_index(), 'process_count': jax.process_count()}
   batches = pipeline.train_batches(run.train_source, run.encode, seed=config.seed, **shard)
   claim(workdir, config)
@@ -52,12 +53,12 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     key = jax.random.key(config.seed)
     state = run.init(key)
     step = jax.jit(run.step, donate_argnums=0)
-    measure = jax.jit(lambda params, batch: flat_metrics(*run.objective(params, batch, key, config.train.steps)))
+    figures_of_batch = jax.jit(lambda params, batch: flat_metrics(*run.objective(params, batch, key, config.train.steps)))
 
     def evaluate(state) -> dict[str, float]:
       mean = Mean()
       for batch in pipeline.eval_batches(run.eval_source, run.encode, **shard):
-        mean.add(measure(state.params, shard_batch(batch.trees, run.mesh)))
+        mean.add(figures_of_batch(state.params, shard_batch(batch.trees, run.mesh)))
       return {name: value for name, value in mean.means().items() if name != 'num_tokens'}
 
     # Resume
@@ -79,7 +80,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     records = (run.eval_source[i] for i in range(len(run.eval_source)))
     scored = list(score_records(run.model, state.params['reward'], records, run.encode_all, mesh=run.mesh, **run.shape))
   bad = {'train_bad_rows': len(run.train_source.bad), 'eval_bad_rows': len(run.eval_source.bad)}
-  measured = {f'eval_{name}': value for measure in config.evaluation.measures for name, value in named.resolve('evaluation', measure, SUMMARY)(scored).items()}
+  measured = {f'eval_{name}': value for measure in measures for name, value in measure(scored).items()}
   result = {**last, **measured, **bad, 'seconds': time.time() - started}
   write_json(workdir / 'result.json', result)
   figures.training_curves(workdir / 'metrics.jsonl', workdir / 'figures' / 'training.png')

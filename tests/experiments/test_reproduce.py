@@ -113,6 +113,7 @@ def test_what_is_done_is_not_done_again(whole, monkeypatch):
   ('changes', 'message'),
   [
     ({'claims': (('gpn.accuracy', '>', 0.5, ''),)}, "there is no arm 'gpn'; there are cycle, penalty, plain"),
+    ({'arms': dict(plain=(('evaluation.measures', ('rmjax.evaluation.summary:sumary',)),)), 'claims': ()}, "evaluation.measures.name = 'rmjax.*sumary'"),
     ({'arms': dict(a=(('model.heads.dim', 3),))}, 'arms: there is no config.model.heads.dim'),
     ({'arms': dict(a=(('train.steps', 'many'),))}, "arms: config.train.steps = 'many'"),
     ({'arms': dict(plain=(('losses.preference.per', 'batch'), ('train.accumulate', 2)))}, 'losses.preference is of a whole batch and train.accumulate = 2'),
