@@ -1,0 +1,1 @@
+"""Text or trajectory to reward, without training."""
