@@ -70,11 +70,15 @@ def open_source(spec: str, *, columns: Mapping[str, str] | None = None, bad_rows
   """
   if bad_rows not in ('strict', 'lenient'):
     raise InputError(f"data.bad_rows = '{bad_rows}': choose 'strict' or 'lenient'")
-  tables = [table for part in _parts(spec) for table in _open_part(part)]
-  source = Source(tables, columns=columns, bad_rows=bad_rows)
+  source = Source(open_tables(spec), columns=columns, bad_rows=bad_rows)
   if not len(source):
     raise InputError(f"'{spec}' has no row that can be used: {source.bad[0] if source.bad else 'it is empty'}")
   return source
+
+
+def open_tables(spec: str) -> list[Any]:
+  """The tables that a specification names, each with a `name`, a length, and `row(i)`, which gives ('file:line', row); see `open_source`."""
+  return [table for part in _parts(spec) for table in _open_part(part)]
 
 
 def rows(path: Path | str) -> Iterator[tuple[str, Mapping[str, Any] | BadRecord]]:

@@ -132,6 +132,18 @@ class Tokenizer:
     """
     return self._encode(prompt, response, '')[:2]
 
+  def encode_opening(self, prompt: str | Messages) -> list[int]:
+    """Tokens of a prompt that is to be answered: text as it begins a text, messages with the template's generation prompt."""
+    if not isinstance(prompt, str):
+      text = self.render(prompt, add_generation_prompt=True)
+      return list(self.backend.encode(text, add_special_tokens=not self.has_chat_template).ids)
+    ids = list(self.backend.encode(prompt).ids)
+    return ids[:-1] if len(ids) > 1 and ids[-1] == self.eos_id else ids  # a tokenizer that ends every text would end this one
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """Text of tokens, special ones left out."""
+    return self.backend.decode(list(ids), skip_special_tokens=True)
+
   def _encode(self, prompt: str | Messages, response: str, suffix: str) -> Encoded:
     """`encode_path` with a suffix, which stands in place of whatever would end the response."""
     if isinstance(prompt, str):
