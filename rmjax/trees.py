@@ -190,3 +190,10 @@ def response_sums(values: Float[Array, 'R T'], trees: Trees) -> Float[Array, 'R 
 def response_lengths(trees: Trees) -> Int[Array, 'R S N']:
   """Number of tokens of each response; 0 where absent."""
   return response_sums(jnp.ones(trees.tokens.shape, jnp.float32), trees).astype(jnp.int32)
+
+
+def to_tokens(values: Shaped[Array, 'R S N'], trees: Trees) -> Shaped[Array, 'R T']:
+  """Gives each token of a response its response's value, e.g. an advantage; 0 to prompts and padding."""
+  flat = jnp.asarray(values).reshape(len(values), -1)
+  picked = jnp.take_along_axis(flat, jnp.maximum(trees.response_ids, 0), -1)
+  return jnp.where(trees.response_ids >= 0, picked, jnp.zeros((), flat.dtype))

@@ -125,3 +125,18 @@ def test_trees_are_frozen():
 def test_what_cannot_be_packed_is_named(rows, message):
   with pytest.raises(ValueError, match=message):
     trees.pack(rows, length=4, slots=1, responses=2)
+
+
+@settings(deadline=None)
+@given(forests())
+def test_values_of_responses_reach_their_tokens_alone(rows):
+  batch = trees.pack(rows, length=64, slots=3, responses=4)
+  values = np.random.default_rng(0).normal(size=batch.response_ends.shape).astype(np.float32)
+  values[batch.response_ends < 0] = np.nan
+  spread = trees.to_tokens(values, batch)
+  for r, column in np.ndindex(batch.tokens.shape):
+    response = batch.response_ids[r, column]
+    assert spread[r, column] == (values[r].reshape(-1)[response] if response >= 0 else 0)
+  present = batch.response_ends >= 0
+  totals = np.where(present, np.where(present, values, 0) * trees.response_lengths(batch), 0)
+  np.testing.assert_allclose(trees.response_sums(spread, batch), totals, rtol=1e-5)

@@ -1,0 +1,238 @@
+"""The iteration on a decoder of a few hundred parameters: what it minimises, that it is exact however it is cut, and that it learns."""
+
+import dataclasses
+import functools
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rmjax import trees
+from rmjax.backbones.decoder import Decoder, DecoderConfig
+from rmjax.decoding.generate import generate
+from rmjax.errors import InputError
+from rmjax.heads.value import ValueHead
+from rmjax.policy import constrained, iteration
+from rmjax.policy.algorithm import Algorithm, Constraints, UNCONSTRAINED
+from rmjax.policy.log_probs import token_log_probs
+from rmjax.policy.models import Critic, LanguageModel
+from rmjax.policy.objective import policy_objective
+from rmjax.training.step import init_state, make_step
+
+P, L, N, M = 4, 3, 4, 5
+DECODER = Decoder(DecoderConfig(vocab_size=8, hidden_size=16, intermediate_size=32, num_layers=1, num_heads=2, num_kv_heads=1))
+END, WANTED = 0, 3
+PROMPTS, LENGTHS = np.array([[1, 2, 3], [4, 5, 0], [6, 0, 0], [2, 2, 1]], np.int32), np.array([3, 2, 1, 3], np.int32)
+
+
+def log_probs_of(params, batch):
+  return token_log_probs(DECODER, params['backbone'], batch)
+
+
+def reference_of(params, batch):
+  return log_probs_of(params['reference'], batch)[0]
+
+
+def wanted(batch):
+  """Share of a response's tokens that are the wanted one."""
+  hits = trees.response_sums((batch.tokens == WANTED).astype(jnp.float32), batch)
+  return jnp.where(batch.response_ends >= 0, hits / jnp.maximum(trees.response_lengths(batch), 1), jnp.nan)
+
+
+def lengths(batch):
+  return jnp.where(batch.response_ends >= 0, trees.response_lengths(batch) / M, jnp.nan)
+
+
+def build(algorithm, *, constraints=UNCONSTRAINED, thresholds=(), rewards=(wanted,), accumulate=1, learning_rate=0.02, sgd=False, kl_coefficient=0.05):
+  """(state, sample, update) of a method on the tiny decoder."""
+  critic = Critic(DECODER, ValueHead(1 + len(constraints.names) * constraints.multipliers)) if algorithm.needs_critic else None
+  values_of = critic and (lambda params, batch: critic.apply({'params': params}, batch))
+  prepare = iteration.make_prepare(algorithm, log_probs_of, values_of, reference_of=reference_of, constraints=constraints, length=M)
+  objective = policy_objective(algorithm, log_probs_of, values_of, constraints=constraints, length=M)
+  optimizer = optax.sgd(learning_rate) if sgd else optax.adam(learning_rate)
+  optimizers = {'policy': optimizer} | ({'value': optimizer} if critic else {})
+  if constraints.multipliers:
+    optimizers['multipliers'] = constrained.multiplier_optimizer(constraints.senses, constraints.form)
+  update = iteration.make_update(
+    algorithm, prepare, make_step(objective, optimizers, accumulate=accumulate), prompts=P, normalize=constraints.multipliers
+  )
+
+  def init(key):
+    example = trees.pack([[trees.branch([1], [[2]])]], length=4, slots=1, responses=1)
+    params = {'policy': nn.unbox(LanguageModel(DECODER).init(key, example))['params']}
+    params['policy']['backbone']['embedding']['embedding'] *= 0.3  # tied: near a uniform policy
+    params['reference'] = params['policy']
+    params['scalars'] = dict(kl_coefficient=jnp.float32(kl_coefficient), weights=jnp.ones(len(rewards)), thresholds=jnp.array(thresholds, jnp.float32))
+    if critic:
+      params['value'] = nn.unbox(critic.init(key, example))['params']
+    if constraints.multipliers:
+      params['multipliers'] = constrained.init_multipliers(key, constraints.senses, constraints.form)
+    return init_state(params, optimizers, key)
+
+  def sample(state):
+    return generate(
+      DECODER, state.params['policy']['backbone'], PROMPTS, LENGTHS, iteration.sampling_key(state), responses=N, max_new_tokens=M, stop_tokens=(END,)
+    )
+
+  signals = lambda rollout: {reward.__name__: reward(rollout) for reward in rewards}
+  return init, sample, update, signals, objective, prepare
+
+
+def iterate(built, state):
+  _, sample, update, signals, *_ = built
+  rollout = sample(state)
+  return update(state, rollout, signals(rollout))
+
+
+METHODS = {
+  'grpo': Algorithm(kl='loss', aggregation='sequence_mean_token_mean'),
+  'dr_grpo': Algorithm(scale='none', aggregation='constant'),
+  'rloo': Algorithm(baseline='leave_one_out', scale='none', ratio='sequence_sum', kl='reward', kl_estimator='k1', aggregation='sequence_mean_token_mean'),
+  'gspo': Algorithm(ratio='sequence', clip_low=0.01, clip_high=0.01, epochs=2),
+  'cispo': Algorithm(surrogate='cispo', clip_high=5.0, epochs=2),
+  'reinforce_pp': Algorithm(advantages='return', baseline='none', kl='reward'),
+  'ppo': Algorithm(advantages='gae', kl='reward', epochs=2, minibatches=2),
+  'gpo': Algorithm(surrogate='regression', baseline='mean', scale='none', regression_scale=4.0, epochs=3),
+}
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_every_method_learns_what_is_rewarded(name):
+  built = build(METHODS[name], learning_rate=0.05 if name == 'dr_grpo' else 0.02, kl_coefficient=0.01)
+  step = jax.jit(functools.partial(iterate, built))
+  state = jax.jit(built[0])(jax.random.key(0))
+  found = []
+  for _ in range(60):
+    state, metrics = step(state)
+    found.append(float(metrics['rewards/wanted/mean'][0] / metrics['rewards/wanted/mean'][1]))
+  assert np.mean(found[:5]) < 0.35
+  assert np.mean(found[-5:]) > 0.7, found[::10]
+  assert int(state.step) == 60
+  assert all(np.isfinite(float(total)) for total, _ in metrics.values())
+
+
+def test_the_first_gradient_is_that_of_the_policy_gradient_theorem():
+  """At ratio 1 the gradient is -E[A grad log p] whatever the clipping, here of Dr.GRPO with its constant divisor."""
+  algorithm = Algorithm(scale='none', aggregation='constant')
+  init, sample, _, signals, objective, prepare = build(algorithm)
+  state = init(jax.random.key(1))
+  rollout = sample(state)
+  batch, _ = prepare(state.params, rollout, signals(rollout))
+  scores = wanted(rollout)
+
+  def ours(policy):
+    sums, counts = objective({**state.params, 'policy': policy}, batch, jax.random.key(0), 0)
+    return sums['loss']['policy'] / counts['loss']['policy']
+
+  def theirs(policy):
+    total = trees.response_sums(log_probs_of(policy, rollout)[0], rollout)
+    return -jnp.sum((scores - scores.mean(-1, keepdims=True)) * total) / (P * N * M)
+
+  chex.assert_trees_all_close(jax.grad(ours)(state.params['policy']), jax.grad(theirs)(state.params['policy']), atol=1e-6)
+  value, _ = objective(state.params, batch, jax.random.key(0), 0)
+  np.testing.assert_allclose(value['val/ratio'], batch.labels['mask'].sum(), rtol=1e-5)  # rho = 1: the sampler's log-probs are the trainer's
+
+
+@pytest.mark.parametrize('name', ['grpo', 'rloo', 'gspo', 'ppo', 'reinforce_pp', 'gpo'])
+def test_micro_batches_change_nothing(name):
+  algorithm = dataclasses.replace(METHODS[name], minibatches=1, epochs=1)
+  whole, cut = (build(algorithm, sgd=True, accumulate=accumulate) for accumulate in (1, 4))
+  state = whole[0](jax.random.key(2))
+  one, two = (jax.jit(functools.partial(iterate, built))(state) for built in (whole, cut))
+  chex.assert_trees_all_close(one[0].params, two[0].params, atol=1e-6)
+  moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.params['policy'], one[0].params['policy'])
+  assert max(jax.tree.leaves(moved)) > 1e-5
+
+
+def test_a_group_that_agrees_moves_nothing():
+  constant = lambda batch: jnp.where(batch.response_ends >= 0, 0.7, jnp.nan)
+  constant.__name__ = 'constant'
+  built = build(Algorithm(), rewards=(constant,), sgd=True)
+  state = built[0](jax.random.key(3))
+  after, metrics = jax.jit(functools.partial(iterate, built))(state)
+  chex.assert_trees_all_equal(after.params['policy'], state.params['policy'])
+  assert float(metrics['frac_reward_zero_std'][0] / metrics['frac_reward_zero_std'][1]) == 1
+
+
+def test_seeds_side_by_side_are_seeds_one_by_one():
+  built = build(METHODS['ppo'])
+  keys = jax.random.split(jax.random.key(4), 3)
+  together = jax.jit(jax.vmap(lambda key: iterate(built, iterate(built, built[0](key))[0])[0].params))(keys)
+  alone = jax.jit(lambda key: iterate(built, iterate(built, built[0](key))[0])[0].params)
+  for number, key in enumerate(keys):
+    chex.assert_trees_all_close(jax.tree.map(lambda x, number=number: x[number], together), alone(key), atol=2e-5)
+
+
+def test_rewards_that_do_not_apply_are_left_out():
+  """TRL's None: a response that no function scores has no advantage and is in no baseline; one that one scores has that one's."""
+  built = build(Algorithm(scale='none'), rewards=(wanted, lengths))
+  init, sample, _, _, _, prepare = built
+  state = init(jax.random.key(5))
+  rollout = sample(state)
+  one = jnp.where(jnp.arange(N) < 2, wanted(rollout), jnp.nan)
+  two = jnp.where(jnp.arange(N) == 1, 1.0, jnp.nan) + jnp.zeros((P, 1, N))
+  batch, metrics = prepare(state.params, rollout, dict(wanted=one, lengths=two))
+  total = np.where(np.arange(N) == 1, np.asarray(one) + 1, np.asarray(one))[..., :2]
+  expected = np.concatenate([total - total.mean(-1, keepdims=True), np.zeros((P, 1, 2))], -1)
+  np.testing.assert_allclose(batch.labels['advantages'], trees.to_tokens(jnp.float32(expected), rollout), atol=1e-6)
+  assert float(metrics['rewards/lengths/mean'][1]) == P
+
+
+def test_oversampling_takes_the_groups_that_differ():
+  algorithm = Algorithm(scale='none')
+  init, sample, update, *_ = build(algorithm)
+  state = init(jax.random.key(6))
+  rollout = sample(state)
+  doubled = jax.tree.map(lambda x: jnp.concatenate([x, x]), rollout)
+  flat = jnp.where(rollout.response_ends >= 0, 0.5, jnp.nan)
+  _, metrics = update(state, doubled, dict(wanted=jnp.concatenate([flat, wanted(rollout)])))
+  _, alone = update(state, rollout, dict(wanted=wanted(rollout)))
+  assert float(metrics['frac_reward_zero_std'][0]) == float(alone['frac_reward_zero_std'][0])
+
+
+def test_an_adaptive_coefficient_steers_for_its_target():
+  algorithm = Algorithm(advantages='gae', kl='reward', kl_target=1e-3, kl_horizon=float(P * N))
+  built = build(algorithm, learning_rate=0.05)
+  step = jax.jit(functools.partial(iterate, built))
+  state = built[0](jax.random.key(7))
+  state, _ = step(state)
+  assert float(state.params['scalars']['kl_coefficient']) == pytest.approx(0.05 * 0.8)  # no divergence yet: down by the most
+  for _ in range(5):
+    state, metrics = step(state)
+  assert float(metrics['objective/kl'][0] / metrics['objective/kl'][1]) > 1e-3
+  assert float(state.params['scalars']['kl_coefficient']) > 0.05 * 0.8
+
+
+@pytest.mark.parametrize('advantages', ['gae', 'group'])
+def test_a_constraint_is_met(advantages):
+  """xi-PPO and its critic-free kin: half of the tokens shall be the wanted one, no more; the uniform policy has an eighth."""
+  constraints = Constraints(names=('wanted',), senses=('==',))
+  algorithm = Algorithm(advantages=advantages, baseline='mean', scale='none' if advantages == 'group' else 'group', kl='reward', discount=0.99, epochs=2)
+  built = build(algorithm, constraints=constraints, thresholds=(0.5,), kl_coefficient=0.1)
+  step = jax.jit(functools.partial(iterate, built))
+  state, found = built[0](jax.random.key(8)), []
+  state.params['scalars']['weights'] = jnp.zeros(1)  # the reward is in the constraint alone
+  for _ in range(150):
+    state, metrics = step(state)
+    found.append(float(metrics['constraints/wanted/return'][0] / metrics['constraints/wanted/return'][1]))
+  assert found[0] < 0.3
+  assert np.mean(found[-50:]) == pytest.approx(0.5, abs=0.06), found[::10]
+
+
+@pytest.mark.parametrize(
+  'options, message',
+  [
+    (dict(advantages='gea'), "algorithm.advantages = 'gea'"),
+    (dict(epochs=0), 'algorithm.epochs = 0'),
+    (dict(clip_low=float('nan')), 'algorithm.clip_low = nan'),
+    (dict(surrogate='regression', advantages='gae'), 'regression'),
+    (dict(advantages='return', baseline='leave_one_out'), 'algorithm.baseline'),
+  ],
+)
+def test_what_makes_no_method_is_refused(options, message):
+  with pytest.raises(InputError, match=message):
+    Algorithm(**options)
