@@ -160,6 +160,17 @@ def rope_frequencies(config: DecoderConfig, *, local: bool = False) -> np.ndarra
   return frequencies.astype(np.float32)
 
 
+def rope_angles(config: DecoderConfig, positions: Int[Array, 'R T']) -> tuple[Float[Array, 'R T F'], Float[Array, 'R T F'] | None]:
+  """Angles of `rotate`; the second are of the layers with a window, None where they have no base of their own."""
+  angle = lambda local: positions[..., None].astype(jnp.float32) * rope_frequencies(config, local=local)
+  return angle(False), angle(True) if config.local_rope_theta else None
+
+
+def layer_windows(config: DecoderConfig) -> tuple[int, ...]:
+  """The window of each layer, `NO_WINDOW` where there is none."""
+  return tuple(window or NO_WINDOW for window in config.windows or (0,) * config.num_layers)
+
+
 def rotate(x: Float[Array, 'R T H D'], angles: Float[Array, 'R T D/2']) -> Float[Array, 'R T H D']:
   """Rotary embedding of the pairs (x[i], x[i + D/2]), in float32 (Hugging Face's order)."""
   cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
@@ -174,14 +185,14 @@ class Block(nn.Module):
   dtype: Any
 
   @nn.compact
-  def __call__(self, x, window, angles, subtree_end, positions):
+  def __call__(self, x, window, angles, subtree_end, positions, attend=None):
     c = self.config
     norm = functools.partial(RMSNorm, c.norm_eps, c.unit_offset)
     dense = functools.partial(_dense, dtype=self.dtype)
     after = (lambda y, name: norm(name=name)(y)) if c.sandwich_norm else (lambda y, name: y)
 
     y = norm(name='attention_norm')(x)
-    y = Attention(c, self.dtype, name='attention')(y, window, angles, subtree_end, positions)
+    y, kept = Attention(c, self.dtype, name='attention')(y, window, angles, subtree_end, positions, attend)
     x = x + after(y, 'attention_post_norm')
 
     y = norm(name='mlp_norm')(x)
@@ -189,17 +200,20 @@ class Block(nn.Module):
     up = dense(c.intermediate_size, ('embed', 'mlp'), c.mlp_bias, name='up')(y)
     y = dense(c.hidden_size, ('mlp', 'embed'), c.mlp_bias, name='down')(ACTIVATIONS[c.activation](gate) * up)
     x = x + after(y, 'mlp_post_norm')
-    return nn.with_logical_constraint(x, ('batch', 'length', None)), None
+    return nn.with_logical_constraint(x, ('batch', 'length', None)), kept
 
 
 class Attention(nn.Module):
-  """Grouped-query attention on trees with rotary positions."""
+  """Grouped-query attention with rotary positions: on trees, or whatever `attend(q, k, v, scale=, window=, softcap=)` gives.
+
+  Returns what `attend` returns, the attended values and what it wants to keep (a cache); nothing is kept of trees.
+  """
 
   config: DecoderConfig
   dtype: Any
 
   @nn.compact
-  def __call__(self, x, window, angles, subtree_end, positions):
+  def __call__(self, x, window, angles, subtree_end, positions, attend=None):
     c = self.config
     heads = lambda y, count: y.reshape(*y.shape[:2], count, c.head_dim)
     dense = functools.partial(_dense, dtype=self.dtype)
@@ -212,11 +226,10 @@ class Attention(nn.Module):
     full, local = angles
     if local is not None:
       full = jnp.where(window < NO_WINDOW, local, full)
-    y = tree_attention(
-      rotate(q, full), rotate(k, full), v, subtree_end, positions,
-      scale=(c.query_scale or c.head_dim) ** -0.5, window=window if any(c.windows) else None, softcap=c.attention_softcap or None,
-    )  # fmt: skip
-    return dense(c.hidden_size, ('heads', 'embed'), c.output_bias, name='output')(y.reshape(*y.shape[:2], -1))
+    q, k = rotate(q, full), rotate(k, full)
+    options = dict(scale=(c.query_scale or c.head_dim) ** -0.5, window=window if any(c.windows) else None, softcap=c.attention_softcap or None)
+    y, kept = attend(q, k, v, **options) if attend else (tree_attention(q, k, v, subtree_end, positions, **options), None)
+    return dense(c.hidden_size, ('heads', 'embed'), c.output_bias, name='output')(y.reshape(*y.shape[:2], -1)), kept
 
 
 NO_WINDOW = 1 << 30
@@ -267,15 +280,15 @@ class Decoder(nn.Module):
   def __call__(self, tokens: Int[Array, 'R T'], positions: Int[Array, 'R T'], subtree_end: Int[Array, 'R T']) -> Float[Array, 'R T D']:
     """Hidden states after the last norm; garbage at padding."""
     c = self.config
-    x = self.embedding(tokens).astype(self.dtype)  # cast after the gather, so that gradients of a frequent token add up in float32
-    if c.embedding_scale:
-      x = x * jnp.asarray(c.hidden_size**0.5, x.dtype)
-    x = nn.with_logical_constraint(x, ('batch', 'length', None))
-    angle = lambda local: positions[..., None].astype(jnp.float32) * rope_frequencies(c, local=local)
-    angles = (angle(False), angle(True) if c.local_rope_theta else None)
-    windows = jnp.array([window or NO_WINDOW for window in c.windows or (0,) * c.num_layers], jnp.int32)
-    x, _ = self.layers(x, windows, angles, subtree_end, positions)
+    x, _ = self.layers(self.embed(tokens), jnp.array(layer_windows(c), jnp.int32), rope_angles(c, positions), subtree_end, positions)
     return self.norm(x)
+
+  def embed(self, tokens: Int[Array, 'R T']) -> Float[Array, 'R T D']:
+    """What goes into the first layer."""
+    x = self.embedding(tokens).astype(self.dtype)  # cast after the gather, so that gradients of a frequent token add up in float32
+    if self.config.embedding_scale:
+      x = x * jnp.asarray(self.config.hidden_size**0.5, x.dtype)
+    return nn.with_logical_constraint(x, ('batch', 'length', None))
 
   def logits(self, tokens: Int[Array, 'R T'], positions: Int[Array, 'R T'], subtree_end: Int[Array, 'R T']) -> Float[Array, 'R T V']:
     """Next-token logits in float32; `init` by this method to have the output matrix where it is not tied."""

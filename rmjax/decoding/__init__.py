@@ -1,0 +1,1 @@
+"""Responses to prompts: sampling with a cache that all responses to a prompt share."""
