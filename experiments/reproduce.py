@@ -1,5 +1,8 @@
 """Tests a paper's claim: trains every arm of a config over its seeds, and compares them.
 
+An arm is a reward model trained and measured, or whatever the config's `runner` makes of it: the import path of f(config, seeds) -> figures of
+each seed.
+
   python -m experiments.reproduce --config=configs/gpm.py --workdir=DIR [--smoke] [--record=results]
 
 Writes DIR/arms/<arm>.json (kept: the same command goes on where it was stopped), result.json (flat: `<arm>/<figure>`, a mean over seeds, and its
@@ -7,7 +10,7 @@ Writes DIR/arms/<arm>.json (kept: the same command goes on where it was stopped)
 `python -m experiments.systems_table` makes docs/systems.md. --smoke makes two steps of each arm on two seeds, to see that everything runs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import json
 import os
 from pathlib import Path
@@ -24,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import cli
-from experiments.setup import setup
+from experiments.setup import Setup, setup
 from rmjax import named
 from rmjax.data import pipeline
 from rmjax.errors import InputError
@@ -40,6 +43,7 @@ from rmjax.training.saved import abstract_params
 SMALL = 2_000_000  # parameters up to which seeds are trained side by side
 CLAIMS_FAILED = 1
 SUMMARY = 'rmjax.evaluation.summary:summary'
+RUNNER = 'experiments.policy_claims:optimize_seeds'
 
 
 def arm_config(config: ml_collections.ConfigDict, overrides: Sequence[tuple[str, Any]]) -> ml_collections.ConfigDict:
@@ -67,10 +71,13 @@ def arm_config(config: ml_collections.ConfigDict, overrides: Sequence[tuple[str,
   return config
 
 
-def train_seeds(config: ml_collections.ConfigDict, seeds: Sequence[int]) -> list[list[Scored]]:
-  """Trains one model a seed, side by side in one compiled step, and scores the evaluation's records.
+def fit_seeds(config: ml_collections.ConfigDict, seeds: Sequence[int]) -> Iterator[tuple[Setup, Any]]:
+  """Trains one model a seed, side by side in one compiled step where they are small; everything lies on one device.
 
-  A seed decides the initial parameters, the world's records and their order. Everything lies on one device.
+  A seed decides the initial parameters, the world's records and their order.
+
+  Yields:
+    Each seed's setup and trained parameters (part `reward`).
 
   Raises:
     Diverged: a loss is not finite.
@@ -82,7 +89,6 @@ def train_seeds(config: ml_collections.ConfigDict, seeds: Sequence[int]) -> list
   size = sum(x.size for x in jax.tree.leaves(abstract_params(run.model, mesh)))
   together = len(seeds) if size <= SMALL else 1
   step = jax.jit(jax.vmap(run.step), donate_argnums=0)
-  scored = []
   for start in range(0, len(seeds), together):
     part = slice(start, start + together)
     batches = [pipeline.train_batches(run.train_source, run.encode, seed=seed, **run.shape) for seed, run in zip(seeds[part], runs[part], strict=True)]
@@ -97,9 +103,15 @@ def train_seeds(config: ml_collections.ConfigDict, seeds: Sequence[int]) -> list
     if not finite.all():
       raise Diverged(f'the loss of seed {seeds[part][int(np.argmin(finite))]} is not finite')
     for number, run in enumerate(runs[part]):
-      params = jax.tree.map(lambda x, number=number: x[number], state.params['reward'])
-      records = (run.eval_source[i] for i in range(len(run.eval_source)))
-      scored.append(list(score_records(run.model, params, records, run.encode_all, mesh=mesh, **run.shape)))
+      yield run, jax.tree.map(lambda x, number=number: x[number], state.params['reward'])
+
+
+def train_seeds(config: ml_collections.ConfigDict, seeds: Sequence[int]) -> list[list[Scored]]:
+  """Trains one reward model a seed, as `fit_seeds`, and scores the evaluation's records."""
+  scored = []
+  for run, params in fit_seeds(config, seeds):
+    records = (run.eval_source[i] for i in range(len(run.eval_source)))
+    scored.append(list(score_records(run.model, params, records, run.encode_all, mesh=run.mesh, **run.shape)))
   return scored
 
 
@@ -141,7 +153,8 @@ def reproduce(config: ml_collections.ConfigDict, workdir: Path, *, smoke: bool =
     if unknown := named_arms(claim) - arms.keys():
       raise InputError(f"claims: there is no arm '{sorted(unknown)[0]}'; there are {', '.join(arms)}")
   for arm in arms.values():  # before anything is trained
-    for name in arm.evaluation.measures:
+    runner = named.resolve('runner', arm.runner, RUNNER) if 'runner' in arm else None
+    for name in () if runner else arm.evaluation.measures:
       named.resolve('evaluation.measures', name, SUMMARY)
   (workdir / 'arms').mkdir(parents=True, exist_ok=True)
   found: dict[str, list[dict[str, float]]] = {}
@@ -156,11 +169,16 @@ def reproduce(config: ml_collections.ConfigDict, workdir: Path, *, smoke: bool =
         raise InputError(f'{path} holds results of another config: choose another --workdir')
     else:
       started = time.time()
-      key = _training(arm)
-      if key not in trained:
-        Console(stderr=True).print(f'{name}: {arm.train.steps} steps x {len(seeds)} seeds', highlight=False)
-        trained = {key: train_seeds(arm, seeds)}
-      kept = dict(config=described, figures=[measure(arm, scored) for scored in trained[key]], minutes=(time.time() - started) / 60)
+      if 'runner' in arm:
+        Console(stderr=True).print(f'{name}: {len(seeds)} seeds', highlight=False)
+        measured = named.resolve('runner', arm.runner, RUNNER)(arm, seeds)
+      else:
+        key = _training(arm)
+        if key not in trained:
+          Console(stderr=True).print(f'{name}: {arm.train.steps} steps x {len(seeds)} seeds', highlight=False)
+          trained = {key: train_seeds(arm, seeds)}
+        measured = [measure(arm, scored) for scored in trained[key]]
+      kept = dict(config=described, figures=measured, minutes=(time.time() - started) / 60)
       write_json(path, kept)
     found[name], minutes = kept['figures'], minutes + kept['minutes']
 
@@ -192,9 +210,12 @@ def _training(config: ml_collections.ConfigDict) -> str:
 
 
 def _smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  sizes = {'train.steps': 2, 'world.train_size': 200, 'world.eval_size': 40, 'evaluation.validation': min(config.evaluation.validation, 10)}
-  known = lambda key: key.split('.')[1] in config[key.split('.')[0]]  # a config on files has no world
-  return arm_config(config, [(key, value) for key, value in sizes.items() if known(key)])
+  sizes = {'train.steps': 2, 'world.train_size': 200, 'world.eval_size': 40}
+  if 'evaluation' in config:
+    sizes['evaluation.validation'] = min(config.evaluation.validation, 10)
+  sizes |= dict(config.get('smoke', {}))  # what else makes an arm of a runner short
+  known = lambda part, leaf: part in config and leaf in config[part]  # a config on files has no world
+  return arm_config(config, [(key, value) for key, value in sizes.items() if known(*key.split('.'))])
 
 
 def _mean(seeds: Sequence[Mapping[str, float]], figure: str) -> tuple[float, float]:

@@ -34,9 +34,6 @@ from rmjax.training.step import flat_metrics
 NOT_OF_A_RUN = ('mesh.', 'arms.', 'claims', 'seeds', 'evaluation.')  # settings that may differ when a run is resumed
 SUMMARY = 'rmjax.evaluation.summary:summary'
 
-_CONFIG = config_flags.DEFINE_config_file('config', lock_config=True)
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.', required=True)
-
 
 def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
   """Trains, evaluates, and returns what it wrote to result.json."""
@@ -110,13 +107,20 @@ def _leaves(tree: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
     yield from _leaves(item, f'{prefix}{name}.') if isinstance(item, dict) else [(prefix + name, item)]
 
 
+def define_flags() -> None:
+  """Defines the flags; only a program that is run does, so that any number of them can be imported together."""
+  config_flags.DEFINE_config_file('config', lock_config=True)
+  flags.DEFINE_string('workdir', None, 'Directory of the run.', required=True)
+
+
 def main() -> None:
   """Trains what the flags say, and prints the result's main figures."""
-  result = train(_CONFIG.value, Path(_WORKDIR.value))
+  result = train(flags.FLAGS.config, Path(flags.FLAGS.workdir))
   figures_of = ('eval_accuracy', 'eval_accuracy_se', 'eval_bayes_accuracy', 'eval_gold_accuracy', 'eval_best_of_n_accuracy', 'tokens_per_second', 'seconds')
   print('  '.join(f'{name} {result[name]:.4g}' for name in figures_of if name in result))
-  print(f'figures and result.json are in {_WORKDIR.value}')
+  print(f'figures and result.json are in {flags.FLAGS.workdir}')
 
 
 if __name__ == '__main__':
+  define_flags()
   cli.run(main)

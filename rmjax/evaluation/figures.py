@@ -33,16 +33,16 @@ def report(scored: Sequence[Scored], directory: Path | str, *, title: str = '') 
   return [path for name, plot in figures.items() if plot(scored, path := Path(directory) / f'{name}.png', title)]
 
 
-def training_curves(metrics: Path | str, out: Path | str) -> Path:
-  """Draws a run's loss and accuracy, in training and in evaluation, from its `metrics.jsonl`.
+def training_curves(metrics: Path | str, out: Path | str, names: Sequence[str] = ('loss', 'accuracy')) -> Path:
+  """Draws what a run's `metrics.jsonl` says of some figures, in training and in evaluation; those that it never says are left out.
 
   Raises:
     InputError: the file has no figures.
   """
   lines = [json.loads(line) for line in Path(metrics).read_text().splitlines()]
-  panels = [name for name in ('loss', 'accuracy') if any(line.get(f'{part}{name}') is not None for line in lines for part in ('', 'eval_'))]
+  panels = [name for name in names if any(line.get(f'{part}{name}') is not None for line in lines for part in ('', 'eval_'))]
   if not panels:
-    raise InputError(f'{metrics} has no line with `loss` or `accuracy` to draw')
+    raise InputError(f'{metrics} has no line with {" or ".join(f"`{name}`" for name in names)} to draw')
   with _figure(out, width=5.2 * len(panels)) as figure:
     for axes, name in zip(np.ravel(figure.subplots(1, len(panels), squeeze=False)), panels, strict=True):
       for part, color, marker, label in (('', BLUE, None, 'training'), ('eval_', ORANGE, 'o', 'evaluation')):

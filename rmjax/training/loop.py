@@ -14,6 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from rmjax.errors import InputError
 from rmjax.training.checkpoints import Checkpoints
 from rmjax.training.mesh import shard_batch
 from rmjax.training.metrics import Mean, Throughput, Writer
@@ -49,7 +50,7 @@ def fit(
 
   Args:
     state: where to start; `state.step` says how far it is.
-    step: jitted, with the state donated.
+    step: jitted, with the state donated. Where it raises InputError the state must still be whole.
     batches: yields `rmjax.data.pipeline.Batch`; its position is saved with every checkpoint.
     steps: total number of updates.
     mesh: where batches go.
@@ -69,6 +70,7 @@ def fit(
   Raises:
     Diverged: a loss was not finite; the checkpoint before stays the newest.
     Preempted: SIGTERM; the state is saved.
+    InputError: the step raised it; the state before is saved.
   """
   totals = meta.setdefault('totals', {'num_tokens': 0})
   window, clock = Mean(meta.get('window')), Throughput()
@@ -109,8 +111,14 @@ def fit(
 
   with _sigterm() as terminated, _progress(steps, int(state.step)) as (show, advance):
     for number in range(int(state.step) + 1, steps + 1):
+      before = batches.get_state()
       batch = next(batches)
-      state, metrics = step(state, shard_batch(batch.trees, mesh))
+      try:
+        state, metrics = step(state, shard_batch(batch.trees, mesh))
+      except InputError as e:  # a reward function's, which the next run may have mended: the step was not made
+        batches.set_state(before)
+        save(number - 1)
+        raise type(e)(f'{e}; saved at step {number - 1}: the same command goes on from there') from e
       unread.append((number, metrics, batch.trees.labels['index']))
       for name, count in batch.counts.items():
         totals[name] = totals.get(name, 0) + count

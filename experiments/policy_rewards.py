@@ -1,0 +1,106 @@
+"""What a config's `rewards` describes: functions on the device, functions of text, trained reward models."""
+
+from collections.abc import Callable, Mapping, Sequence
+import inspect
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import numpy as np
+
+from experiments import inference
+from rmjax import named
+from rmjax.data.records import Messages, Record
+from rmjax.data.tokenizer import Tokenizer
+from rmjax.errors import InputError
+from rmjax.rewards.functions import RewardFunction
+from rmjax.training.saved import load_reward_model
+from rmjax.trees import Array, Trees
+
+EXAMPLE = 'my_rewards:brevity'
+
+
+class Rewards(NamedTuple):
+  """Reward functions by name.
+
+  Attributes:
+    weights: name -> weight in the sum, in the order of all names; 0 for what is only measured.
+    on_device: name -> (its parameters, rollout) -> float[R, S, N], NaN where it does not apply.
+    params: name -> parameters of those that have some.
+    on_text: name -> function of text, called by `rmjax.rewards.functions.call_all`.
+  """
+
+  weights: dict[str, float]
+  on_device: dict[str, Callable[[Any, Trees], Array]]
+  params: dict[str, Any]
+  on_text: dict[str, RewardFunction]
+
+
+def build_rewards(specs: Mapping[str, Mapping[str, Any]], tokenizer: Tokenizer, mesh: Mesh) -> Rewards:
+  """Builds the reward functions of a config.
+
+  Args:
+    specs: name -> dict(weight, name, **options), `name` the import path of a function of a rollout, `f(batch, **options)` -> [R, S, N], or of
+      text, `f(prompts, completions, **columns)`; or dict(weight, checkpoint, best, uncertainty), trained reward models whose directories
+      are separated by commas: the mean of their rewards, less `uncertainty` times their standard deviation.
+    tokenizer: the policy's. A reward model that has the same one reads the rollouts' tokens on the device; another one reads their text.
+    mesh: where parameters go.
+
+  Raises:
+    InputError: there is no such function or checkpoint, or no reward has a weight.
+  """
+  rewards = Rewards({}, {}, {}, {})
+  for name, spec in specs.items():
+    spec = dict(spec)
+    rewards.weights[name] = float(spec.pop('weight', 1.0))
+    if 'checkpoint' in spec:
+      _add_models(rewards, name, tokenizer, mesh, **spec)
+      continue
+    if 'name' not in spec:
+      raise InputError(f"rewards.{name}: give the `name` of a function, such as '{EXAMPLE}', or the `checkpoint` of a reward model")
+    function = named.partial(f'rewards.{name}', EXAMPLE, **spec)
+    if next(iter(inspect.signature(function).parameters), '') == 'batch':
+      rewards.on_device[name] = lambda params, batch, function=function: function(batch)
+    else:
+      rewards.on_text[name] = function
+  if not any(rewards.weights.values()) and not specs:
+    raise InputError('config.rewards is empty: give at least one reward function')
+  return rewards
+
+
+def _add_models(rewards: Rewards, name: str, tokenizer: Tokenizer, mesh: Mesh, *, checkpoint: str, best: bool = False, uncertainty: float = 0.0) -> None:
+  directories = [directory for directory in checkpoint.split(',') if directory]
+  if not directories:
+    raise InputError(f'rewards.{name}.checkpoint is empty: give the --workdir of a reward model')
+  saved = [load_reward_model(directory, best=best, mesh=mesh) for directory in directories]
+  combine = lambda values, xp: xp.mean(values, 0) - uncertainty * xp.std(values, 0)
+  own = tokenizer.backend.to_str()
+  if all(model.tokenizer.backend.to_str() == own and not model.data['suffix'] for model in saved):
+    rewards.params[name] = [model.params for model in saved]
+
+    def on_device(params: Any, batch: Trees) -> Array:
+      plain = Trees(**{**vars(batch), 'labels': {}})
+      each = [model.model.head.reward(model.model.apply({'params': p}, plain)) for model, p in zip(saved, params, strict=True)]
+      return combine(jnp.stack(each), jnp)
+
+    rewards.on_device[name] = on_device
+    return
+  scorers = [inference.load(directory, best=best, bad_rows='lenient') for directory in directories]
+
+  def on_text(prompts: Sequence[str | Messages], completions: Sequence[str | Messages]) -> list[float | None]:
+    records = [_record(prompt, completion, number) for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))]
+    each = np.array([[float(scored.rewards[0]) for scored in scorer.score(records, scorer.encode)] for scorer in scorers])
+    return [None if np.isnan(value) else float(value) for value in combine(each, np)]
+
+  rewards.on_text[name] = on_text
+
+
+def _record(prompt: str | Messages, completion: str | Messages, number: int) -> Record:
+  text = completion if isinstance(completion, str) else completion[-1]['content']
+  return Record(prompt, (text,), np.zeros((1, 1), np.float32), np.full(1, np.nan, np.float32), where=f'completion {number}')
+
+
+def on_device(rewards: Rewards) -> Callable[[Any, Trees], dict[str, Array]]:
+  """(the part `rewards` of the parameters, rollout) -> signals of the functions that run on the device."""
+  return lambda params, batch: {name: jax.lax.stop_gradient(f(params.get(name), batch)) for name, f in rewards.on_device.items()}
