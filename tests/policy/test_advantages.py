@@ -37,7 +37,7 @@ def test_gae_of_the_card(decay, expected):
 
 
 def test_gae_compiles_once():
-  compiled = jax.jit(advantages.gae)
+  compiled = jax.jit(lambda *arrays, **scalars: advantages.gae(*arrays, **scalars))
   for x in (0.5, 0.9):
     compiled(jnp.ones((1, 2)), jnp.ones((1, 2)), jnp.ones((1, 2)), jnp.zeros((1, 2), jnp.int32), discount=x, decay=x)
   assert compiled._cache_size() == 1
