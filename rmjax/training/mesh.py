@@ -62,7 +62,7 @@ def use_mesh(mesh: Mesh) -> Iterator[None]:
     yield
 
 
-def check_fits(mesh: Mesh, *, rows: int, accumulate: int, length: int, decoder: Any) -> None:
+def check_fits(mesh: Mesh, *, rows: int, accumulate: int, length: int, decoder: Any, name: str = 'train.rows') -> None:
   """Refuses a batch or a network that the mesh cannot split evenly.
 
   Args:
@@ -71,14 +71,15 @@ def check_fits(mesh: Mesh, *, rows: int, accumulate: int, length: int, decoder: 
     accumulate: micro-batches that the rows are cut into.
     length: T.
     decoder: a `DecoderConfig`.
+    name: what the rows are called in the config.
 
   Raises:
     InputError: names the dimension, the axis and the setting to change.
   """
   ways = mesh.shape['data'] * mesh.shape['fsdp']
   checks = (
-    ('train.rows', rows, 'train.accumulate', accumulate),
-    ('train.rows / train.accumulate', rows // accumulate, 'mesh.data x mesh.fsdp', ways),
+    (name, rows, 'train.accumulate', accumulate),
+    (f'{name} / train.accumulate', rows // accumulate, 'mesh.data x mesh.fsdp', ways),
     ('train.length', length, 'mesh.sequence', mesh.shape['sequence']),
     ('hidden_size', decoder.hidden_size, 'mesh.fsdp', mesh.shape['fsdp']),
     ('num_heads', decoder.num_heads, 'mesh.tensor', mesh.shape['tensor']),
@@ -86,9 +87,9 @@ def check_fits(mesh: Mesh, *, rows: int, accumulate: int, length: int, decoder: 
     ('intermediate_size', decoder.intermediate_size, 'mesh.tensor', mesh.shape['tensor']),
     ('vocab_size', decoder.vocab_size, 'mesh.tensor', mesh.shape['tensor']),
   )
-  for name, size, axis, parts in checks:
+  for what, size, axis, parts in checks:
     if size % parts:
-      raise InputError(f'{name} = {size} cannot be split {parts} ways ({axis}): change one of them')
+      raise InputError(f'{what} = {size} cannot be split {parts} ways ({axis}): change one of them')
 
 
 def shardings(abstract: Any, mesh: Mesh) -> Any:
