@@ -3,7 +3,8 @@
   python -m experiments.export --checkpoint=DIR --output=HF_DIR [--best] [--dtype=bfloat16]
 
 `transformers.AutoModelForSequenceClassification.from_pretrained(HF_DIR)` gives the same scores for the same token ids: those of prompt and
-response as one text, with the tokenizer's end-of-text token after plain text, or as the chat template has it.
+response as one text, with the tokenizer's end-of-text token after plain text, or as the chat template has it. A policy, whose reward is implicit,
+is written as the language model that it is, for `AutoModelForCausalLM`.
 """
 
 import json
@@ -18,20 +19,25 @@ from rmjax.backbones import pretrained
 from rmjax.backbones.lora import merge_lora
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.errors import InputError
+from rmjax.heads.implicit import ImplicitRewardHead
 from rmjax.heads.scalar import ScalarHead
 from rmjax.training.checkpoints import read_meta
 from rmjax.training.saved import load_reward_model
 
 
-def export(checkpoint: Path | str, output: Path | str, *, best: bool = False, dtype: str = 'float32') -> None:
+def export(checkpoint: Path | str, output: Path | str, *, best: bool = False, dtype: str = 'float32') -> str:
   """Writes weights, config and tokenizer.
 
+  Returns:
+    The class of transformers that loads it.
+
   Raises:
-    InputError: the head is not scalar, no Hugging Face architecture has the decoder, or no token can pad.
+    InputError: the head is neither scalar nor implicit, no Hugging Face architecture has the decoder, or no token can pad.
   """
   saved = load_reward_model(checkpoint, best=best)
   head = saved.model.head
-  if not isinstance(head, ScalarHead) or 'head' not in saved.params:
+  is_policy = isinstance(head, ImplicitRewardHead)
+  if not is_policy and (not isinstance(head, ScalarHead) or 'head' not in saved.params):
     raise InputError(f'{checkpoint} has a {type(head).__name__}, and Hugging Face has a form for ScalarHead alone: without its head it is no reward model')
   pad = padding_token(saved.tokenizer)
   params = saved.params['backbone']
@@ -39,9 +45,11 @@ def export(checkpoint: Path | str, output: Path | str, *, best: bool = False, dt
     params = merge_lora(params, alpha=read_meta(checkpoint)['config']['model']['lora']['alpha'])
   ids = dict(bos_token_id=saved.tokenizer.bos_id, eos_token_id=saved.tokenizer.eos_id, pad_token_id=pad)
   extra = {**{name: value for name, value in ids.items() if value >= 0}, 'rmjax': saved.data}  # how long a text may be, and the like
-  pretrained.save(output, saved.model.backbone.config, params, score=saved.params['head']['score']['kernel'], dtype=dtype, extra=extra)
+  score = None if is_policy else saved.params['head']['score']['kernel']
+  pretrained.save(output, saved.model.backbone.config, params, score=score, dtype=dtype, extra=extra)
   saved.tokenizer.save(output)
   _set_padding(Path(output), saved.tokenizer.backend.id_to_token(pad))
+  return f'AutoModelFor{"CausalLM" if is_policy else "SequenceClassification"}'
 
 
 def padding_token(tokenizer: Tokenizer) -> int:
@@ -81,8 +89,8 @@ def define_flags() -> None:
 def main() -> None:
   """Exports what the flags say."""
   output = flags.FLAGS.output
-  export(flags.FLAGS.checkpoint, output, best=flags.FLAGS.best, dtype=flags.FLAGS.dtype)
-  print(f"{output}: load it with transformers.AutoModelForSequenceClassification.from_pretrained('{output}')")
+  loader = export(flags.FLAGS.checkpoint, output, best=flags.FLAGS.best, dtype=flags.FLAGS.dtype)
+  print(f"{output}: load it with transformers.{loader}.from_pretrained('{output}')")
 
 
 if __name__ == '__main__':

@@ -38,7 +38,8 @@ def load(checkpoint: str, *, best: bool = False, dtype: str = 'float32', rows: i
     jax.config.update('jax_default_matmul_precision', 'highest')
   mesh = make_mesh(data=1, fsdp=-1) if fsdp == -1 else make_mesh(fsdp=fsdp)
   saved = load_reward_model(checkpoint, best=best, mesh=mesh)
-  model = saved.model.clone(backbone=saved.model.backbone.clone(dtype=jnp.dtype(dtype)))
+  cast = lambda decoder: decoder and decoder.clone(dtype=jnp.dtype(dtype))
+  model = saved.model.clone(backbone=cast(saved.model.backbone), reference=cast(saved.model.reference))
   encode = functools.partial(saved.tokenizer.encode_record, **saved.data, bad_rows=bad_rows)
   return Scorer(encode, functools.partial(score_records, model, saved.params, mesh=mesh, rows=rows, length=length))
 

@@ -5,23 +5,26 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 import ml_collections
 
 from rmjax import named
-from rmjax.backbones.decoder import DecoderConfig
+from rmjax.backbones.decoder import Decoder, DecoderConfig
 from rmjax.backbones.lora import FROZEN
 from rmjax.data.pipeline import Encode, Source
 from rmjax.data.quality import compatible
 from rmjax.data.records import Record
 from rmjax.data.sources import open_source
 from rmjax.data.tokenizer import Tokenizer
+from rmjax.data.unpaired import Unpaired
 from rmjax.errors import InputError
+from rmjax.evaluation.reference import add_reference
 from rmjax.models import build, RewardModel
 from rmjax.training import optimizers
 from rmjax.training.mesh import check_fits, make_mesh
 from rmjax.training.reward import init_network, reward_objective
-from rmjax.training.saved import abstract_params, choose_decoder, init_params, resolve_head
+from rmjax.training.saved import abstract_params, choose_decoder, init_params, load_backbone, resolve_head, tokenizer_directory
 from rmjax.training.step import init_state, make_step, Objective, TrainState
 
 
@@ -73,6 +76,8 @@ def setup(config: ml_collections.ConfigDict, *, mesh: Mesh | None = None) -> Set
   text = {name: config.data[name] for name in ('max_length', 'too_long', 'text_prompts', 'suffix')}
   encode_all = functools.partial(tokenizer.encode_record, **text, bad_rows=config.data.bad_rows)
   encode = functools.partial(encode_all, max_size=config.train.length)
+  if config.data.get('unpaired', False):
+    train_source, eval_source = Unpaired(train_source), Unpaired(eval_source)
   if config.data.levels:
     encode = functools.partial(_encode_compatible, encode, levels=config.data.levels)
   mesh = mesh or make_mesh(**config.mesh)
@@ -82,9 +87,20 @@ def setup(config: ml_collections.ConfigDict, *, mesh: Mesh | None = None) -> Set
   check_fits(mesh, rows=config.train.rows, accumulate=config.train.accumulate, length=config.train.length, decoder=decoder)
   model = build(decoder, **{**settings, 'head': resolve_head(settings['head'], tokenizer, config.data.suffix)})
 
+  shape = dict(rows=config.train.rows, length=config.train.length, slots=config.train.slots, responses=config.train.responses)
+  if getattr(model.head, 'reads_labels', ()):
+    if not path:
+      raise InputError("config.model.head.reference = 'cached' and config.model.path is empty: a reference is a trained model; give its directory")
+    plain = Decoder(decoder, dtype=jnp.dtype(config.model.dtype))
+    reference = load_backbone(path, abstract_params(RewardModel(plain, model.head), mesh)['backbone'])
+    train_source, eval_source = (add_reference(source, plain, reference, encode, mesh=mesh, **shape) for source in (train_source, eval_source))
+    encode_all = encode  # a response that is cut elsewhere has another log-probability
+
   options = config.optimizer.to_dict()
   if config.model.lora.rank:  # adapters and head train alone
     options['freeze'] = '|'.join(filter(None, (FROZEN, options['freeze'])))
+  if model.reference is not None:
+    options['freeze'] = '|'.join(filter(None, ('^reference/', options['freeze'])))
   losses, parts = config.losses.to_dict(), config.parts.to_dict()
   if config.train.accumulate > 1 and (whole := [term for term, loss in losses.items() if loss['weight'] and loss['per'] == 'batch']):
     raise InputError(f'losses.{whole[0]} is of a whole batch and train.accumulate = {config.train.accumulate} cuts it up: set it to 1')
@@ -111,7 +127,7 @@ def setup(config: ml_collections.ConfigDict, *, mesh: Mesh | None = None) -> Set
     tokenizer=tokenizer,
     encode=encode,
     encode_all=encode_all,
-    shape=dict(rows=config.train.rows, length=config.train.length, slots=config.train.slots, responses=config.train.responses),
+    shape=shape,
     mesh=mesh,
     decoder=decoder,
     model=model,
@@ -135,17 +151,26 @@ def open_data(config: ml_collections.ConfigDict) -> tuple[Source, Source, Tokeni
   if config.data.train and config.data.eval:
     columns = dict(pair.split('=', 1) for pair in config.data.columns.split(',') if '=' in pair)
     sources = [open_source(files, columns=columns, bad_rows=config.data.bad_rows) for files in (config.data.train, config.data.eval)]
-    path = config.data.tokenizer or config.model.path
+    path = config.data.tokenizer or (config.model.path and tokenizer_directory(config.model.path))
     if not path:
       raise InputError('config.data.tokenizer is empty: give a directory with a tokenizer.json, or a config.model.path that has one')
   elif config.world.name:
-    world = config.world.to_dict()
-    make = named.resolve('world', world.pop('name'), 'rmjax.worlds.preferences:Preferences')
-    sizes = {split: world.pop(f'{split}_size') for split in ('train', 'eval')}
-    changes = {'train': {}, 'eval': world.pop('eval', {})}
-    sources = [make(split=split, seed=config.seed, size=size, **{**world, **changes[split]}) for split, size in sizes.items()]
+    sources = open_world(config)
     path = config.data.tokenizer or sources[0].tokenizer_path
   else:
     missing = 'train' if not config.data.train else 'eval'
     raise InputError(f'config.data.{missing} is empty: give --config.data.{missing}=FILE (JSON Lines, Parquet or tfds:NAME)')
   return *sources, Tokenizer.load(path)
+
+
+def open_world(config: ml_collections.ConfigDict) -> list[Source]:
+  """Training and evaluation records of the config's world.
+
+  Raises:
+    InputError: there is no such world, or a setting that it refuses.
+  """
+  world = config.world.to_dict()
+  make = named.resolve('world', world.pop('name'), 'rmjax.worlds.preferences:Preferences')
+  sizes = {split: world.pop(f'{split}_size') for split in ('train', 'eval')}
+  changes = {'train': {}, 'eval': world.pop('eval', {})}
+  return [make(split=split, seed=config.seed, size=size, **{**world, **changes[split]}) for split, size in sizes.items()]

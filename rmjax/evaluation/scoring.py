@@ -3,7 +3,7 @@
 Dimensions: R rows, T length, S slots, N responses.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import functools
 import hashlib
 import json
@@ -65,7 +65,8 @@ def score_records(
   ways = mesh.shape['data'] * mesh.shape['fsdp']
   apply = _jitted(model, mesh)
   waiting = None  # the device works on one batch while the host encodes the next
-  for items, batch in _batches(records, encode, rows=-(-rows // ways) * ways, length=length, slots=slots, responses=responses):
+  keep = getattr(model.head, 'reads_labels', ())
+  for items, batch in _batches(records, encode, keep, rows=-(-rows // ways) * ways, length=length, slots=slots, responses=responses):
     with use_mesh(mesh):
       result = apply(params, _global(batch, mesh))
     if waiting:
@@ -94,15 +95,16 @@ def _global(batch: trees.Trees, mesh: Mesh) -> trees.Trees:
   return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, batch_sharding(mesh), lambda index: x[index]), batch)
 
 
-def _batches(records: Iterable[Record], encode: Encode, **shape: int) -> Iterator[tuple[list[_Item], trees.Trees]]:
-  """Packs trees until one finds no room; that one opens the next batch."""
+def _batches(records: Iterable[Record], encode: Encode, keep: Sequence[str], **shape: int) -> Iterator[tuple[list[_Item], trees.Trees]]:
+  """Packs trees until one finds no room; that one opens the next batch. Labels are left out but for those to `keep`."""
   items, packer = [], Packer(**shape)
   for index, record in enumerate(records):
     tree = encode(record)
     if isinstance(tree, str):
       items.append(_Item(index, record, refused=tree))
     else:
-      tree, truncated = trees.Tree(tree.segments), bool(tree.labels['truncated'])
+      truncated = bool(tree.labels['truncated'])
+      tree = tree._replace(labels={name: tree.labels[name] for name in keep if name in tree.labels})
       larger = {**shape, 'length': _double(shape['length'], trees.size(tree)), 'responses': _double(shape['responses'], len(record.responses))}
       place = packer.add(tree) if larger == shape else None
       if place is None:

@@ -19,7 +19,7 @@ from rmjax.training.optimizers import stop_frozen
 from rmjax.training.step import Objective
 from rmjax.trees import Array, response_lengths, Trees
 
-PER = ('comparison', 'response', 'rating', 'labelled', 'tree', 'batch')
+PER = ('comparison', 'response', 'token', 'rating', 'labelled', 'tree', 'batch')
 
 
 def reward_objective(
@@ -30,16 +30,18 @@ def reward_objective(
   Args:
     model: backbone and head.
     losses: term -> dict(name, per, weight, start, **options). `name` is the import path of a loss; its arguments are filled by name from
-      the options, else from what is known of the batch: `logits` and `rewards` (the head's), `scores`, `wins`, `margin`, `ratings`,
-      `lengths` (tokens, [R, S, N]; 0 where absent), `batch` (the trees), every other label, and what each network gives, by the name of
-      its part. `per` is what its mean is taken over: 'comparison', 'response', 'rating', 'labelled' (responses with a `quality`),
-      'tree', or 'batch' for a loss that is one number a batch. `start` is the first step that it counts at.
+      the options, else from what is known of the batch: `logits` and `rewards` (the head's), `scores`, and each of its fields if they have
+      names, `wins`, `margin`, `ratings`, `lengths` (tokens, [R, S, N]; 0 where absent), `batch` (the trees), every other label, and what
+      each network gives, by the name of its part. `per` is what its mean is taken over: 'comparison', 'response', 'token' (of responses,
+      for a loss that is a sum over each one's), 'rating', 'labelled' (responses with a `quality`), 'tree', or 'batch' for a loss that is one
+      number a batch. `start` is the first step that it counts at.
     freeze: regular expression of the parameters no gradient is computed for; the optimiser's.
     networks: part -> network of the lengths of responses, [R, S, N] -> [R, S, N].
 
   Returns:
     (params, batch, key, step) -> (sums, counts), with the terms, `accuracy` (ties in the labels left out, ties in the scores half
-    right), `margin` (mean logit of the preferred over the other), `mean_reward` and `num_tokens` (padding left out).
+    right), `margin` (mean logit of the preferred over the other), `mean_reward`, `num_tokens` (padding left out), and what the head's
+    `metrics(scores, batch)` adds, if it has that.
 
   Raises:
     InputError: an unknown path, option or `per`.
@@ -53,11 +55,14 @@ def reward_objective(
     weights = jnp.nan_to_num(batch.labels['weights'])
     known = {
       **batch.labels,
+      **(scores._asdict() if hasattr(scores, '_asdict') else {}),
       **dict(scores=scores, logits=logits, rewards=rewards, batch=batch, lengths=response_lengths(batch)),
       'margin': jnp.nan_to_num(batch.labels['margins']),
     }
     known |= {part: network.apply({'params': params[part]}, known['lengths']) for part, network in (networks or {}).items()}
     sums, counts = preference_metrics(logits, rewards, batch)
+    if hasattr(model.head, 'metrics'):
+      sums, counts = (ours | theirs for ours, theirs in zip((sums, counts), model.head.metrics(scores, batch), strict=True))
     sums['loss'], counts['loss'] = {}, {}
     for term, (loss, defaults, options, per, weight, start) in terms.items():
       arguments = [name for name in defaults if name not in options]
@@ -103,6 +108,7 @@ def _counts(batch: Trees) -> dict[str, Array]:
     batch=jnp.ones(()),
     comparison=batch.labels['wins'].sum((-2, -1)),
     response=present,
+    token=response_lengths(batch).astype(jnp.float32),
     rating=present * ~jnp.isnan(batch.labels['ratings']),
     tree=present.max(-1),
   )

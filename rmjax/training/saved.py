@@ -14,10 +14,11 @@ from jax.sharding import Mesh
 from rmjax import trees
 from rmjax.backbones import pretrained
 from rmjax.backbones.decoder import DecoderConfig
+from rmjax.backbones.lora import merge_lora
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.errors import InputError
 from rmjax.models import build, RewardModel
-from rmjax.training.checkpoints import read_meta, restore_params
+from rmjax.training.checkpoints import check_same_tree, read_meta, restore_params
 from rmjax.training.mesh import one_device_mesh, shardings, use_mesh
 
 
@@ -34,7 +35,7 @@ def choose_decoder(path: str, decoder: Mapping[str, Any], *, tokenizer: Tokenize
   """Architecture to train.
 
   Args:
-    path: Hugging Face directory whose architecture to take; '' takes `decoder`.
+    path: Hugging Face directory, or --workdir of a run, whose architecture to take; '' takes `decoder`.
     decoder: fields of `DecoderConfig`; the vocabulary is the tokenizer's.
     tokenizer: what the text is tokenised by.
     max_length: longest path in tokens.
@@ -43,7 +44,7 @@ def choose_decoder(path: str, decoder: Mapping[str, Any], *, tokenizer: Tokenize
     InputError: the tokenizer has more tokens than the embedding, paths are longer than the network's positions, or a field is unknown.
   """
   try:
-    config = pretrained.read_config(path) if path else DecoderConfig(**{'vocab_size': tokenizer.vocab_size, **decoder})
+    config = read_config(path) if path else DecoderConfig(**{'vocab_size': tokenizer.vocab_size, **decoder})
   except TypeError as e:
     raise InputError(f'config.model.decoder: {e}') from e
   if tokenizer.vocab_size > config.vocab_size:
@@ -73,23 +74,30 @@ def resolve_head(head: Mapping[str, Any], tokenizer: Tokenizer, suffix: str) -> 
   return head
 
 
-def init_params(model: RewardModel, path: str, mesh: Mesh, key: jax.Array) -> Any:
+def init_params(model: nn.Module, path: str, mesh: Mesh, key: jax.Array) -> Any:
   """Parameters to start from, each laid out on the mesh as it is made.
 
   Args:
     model: the model.
-    path: Hugging Face directory the backbone is read from, and the head where both have a scalar one; '' draws everything.
+    path: Hugging Face directory the backbone is read from, and the head where both have a scalar one; or the --workdir of a run, whose newest
+      backbone is read; '' draws everything.
     mesh: where parameters go.
     key: PRNG key; an array of keys gives a stack of parameters, one for each.
+
+  Returns:
+    Parameters; those of `reference`, where the model has one, are a copy of `backbone`.
   """
   abstract = abstract_params(model, mesh)
+  reference = abstract.pop('reference', None)
   found = _read(path, abstract) if path else {}
   # Only what was not found is drawn: the rest of `init` is dead code, and memory holds the parameters once.
-  draw = lambda key: _without(nn.unbox(model.init(key, _example()))['params'], found)
+  draw = lambda key: _without({name: x for name, x in nn.unbox(model.init(key, _example()))['params'].items() if name in abstract}, found)
   layout = jax.tree.map(lambda x: x.sharding, _without(abstract, found))
   if key.ndim:  # seeds side by side, on one device
-    return _merge(jax.jit(jax.vmap(draw))(key), jax.tree.map(lambda x: jnp.broadcast_to(x, (*key.shape, *x.shape)), found))
-  return _merge(jax.jit(draw, out_shardings=layout)(key), found)
+    params = _merge(jax.jit(jax.vmap(draw))(key), jax.tree.map(lambda x: jnp.broadcast_to(x, (*key.shape, *x.shape)), found))
+  else:
+    params = _merge(jax.jit(draw, out_shardings=layout)(key), found)
+  return params if reference is None else {**params, 'reference': jax.tree.map(jnp.copy, params['backbone'])}
 
 
 def load_reward_model(directory: Path | str, *, best: bool = False, mesh: Mesh | None = None) -> Saved:
@@ -106,14 +114,15 @@ def load_reward_model(directory: Path | str, *, best: bool = False, mesh: Mesh |
   directory, mesh = Path(directory), mesh or one_device_mesh()
   if not directory.is_dir():
     raise InputError(f'{directory} does not exist: give the --workdir of a training run or a Hugging Face directory')
-  if (directory / 'checkpoints').is_dir():
-    meta = read_meta(directory)
-    settings, text = (meta['config'][name] for name in ('model', 'data'))
+  if _is_run(directory):
+    settings, text = (read_meta(directory)['config'][name] for name in ('model', 'data'))
+    cached = settings['head'].get('reference') == 'cached'
+    if cached and not settings['path']:
+      raise InputError(f'{directory} read its reference from the data: it cannot be found again without config.model.path')
+    model, params, tokenizer = _load_run(directory, mesh, best=best, reference='frozen' if cached else '')
     data = {name: text[name] for name in ('max_length', 'too_long', 'text_prompts')} | {'suffix': text.get('suffix', '')}  # older runs have none
-    tokenizer = Tokenizer.load(directory / 'tokenizer')
-    settings = {**settings, 'head': resolve_head(settings['head'], tokenizer, data['suffix'])}
-    model = build(DecoderConfig(**meta['decoder']), **{name: settings[name] for name in ('dtype', 'remat', 'head', 'lora')})
-    params = restore_params(directory, {'reward': abstract_params(model, mesh)}, best=best)['reward']
+    if cached and model.reference is not None:  # what was read once from the data is computed where other data are scored
+      params['reference'] = load_backbone(settings['path'], abstract_params(model, mesh)['backbone'])
     return Saved(model, params, tokenizer, data)
   config = pretrained.read_config(directory)
   if pretrained.load_score(directory) is None:
@@ -125,12 +134,46 @@ def load_reward_model(directory: Path | str, *, best: bool = False, mesh: Mesh |
   return Saved(model, params, Tokenizer.load(directory), data)
 
 
+def load_backbone(path: Path | str, abstract: Any) -> Any:
+  """A decoder's parameters, of a Hugging Face directory or the newest of a run; a run's adapters are merged.
+
+  Args:
+    path: the directory.
+    abstract: shapes, dtypes and shardings of a `Decoder`'s parameters.
+
+  Raises:
+    InputError: the directory is broken, or holds another architecture or no output matrix where `abstract` has one.
+  """
+  if not _is_run(path):
+    return pretrained.load_decoder(path, abstract)
+  mesh = jax.tree.leaves(abstract)[0].sharding.mesh
+  _, params, _ = _load_run(Path(path), mesh)
+  found = params['backbone']
+  if any('_lora_' in jax.tree_util.keystr(names) for names, _ in jax.tree_util.tree_leaves_with_path(found)):
+    found = merge_lora(found, alpha=read_meta(path)['config']['model']['lora']['alpha'])
+  wanted = _plain(abstract)
+  if 'unembedding' not in wanted:
+    found.pop('unembedding', None)
+  check_same_tree(found, wanted, f'the run in {path}')
+  return found
+
+
+def read_config(path: Path | str) -> DecoderConfig:
+  """Architecture of a Hugging Face directory or a run."""
+  return DecoderConfig(**read_meta(path)['decoder']) if _is_run(path) else pretrained.read_config(path)
+
+
+def tokenizer_directory(path: Path | str) -> Path:
+  """Where a Hugging Face directory or a run has its tokenizer."""
+  return Path(path) / 'tokenizer' if _is_run(path) else Path(path)
+
+
 def describe(config: DecoderConfig) -> dict[str, Any]:
   """The architecture as JSON-able fields, for a checkpoint's `meta`."""
   return dataclasses.asdict(config)
 
 
-def abstract_params(model: RewardModel, mesh: Mesh) -> Any:
+def abstract_params(model: nn.Module, mesh: Mesh) -> Any:
   """Shapes, dtypes and shardings of the model's parameters."""
   with use_mesh(mesh):
     boxed = jax.eval_shape(model.init, jax.random.key(0), _example())['params']
@@ -138,9 +181,31 @@ def abstract_params(model: RewardModel, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), shapes, shardings(boxed, mesh))
 
 
+def _is_run(path: Path | str) -> bool:
+  return (Path(path) / 'checkpoints').is_dir()
+
+
+def _load_run(directory: Path, mesh: Mesh, *, best: bool = False, reference: str = '') -> tuple[RewardModel, Any, Tokenizer]:
+  """A run's model, what its checkpoint holds of the parameters, and its tokenizer; `reference` replaces the head's."""
+  meta = read_meta(directory)
+  settings = meta['config']['model']
+  tokenizer = Tokenizer.load(directory / 'tokenizer')
+  head = resolve_head(settings['head'], tokenizer, meta['config']['data'].get('suffix', ''))
+  make = lambda head: build(DecoderConfig(**meta['decoder']), head=head, **{name: settings[name] for name in ('dtype', 'remat', 'lora')})
+  params = restore_params(directory, {'reward': abstract_params(make(head), mesh)}, best=best)['reward']
+  return make({**head, 'reference': reference} if reference else head), params, tokenizer
+
+
+def _plain(abstract: Any) -> Any:
+  """Parameters without adapters."""
+  return {name: _plain(x) if isinstance(x, dict) else x for name, x in abstract.items() if not name.endswith(('_lora_a', '_lora_b'))}
+
+
 def _read(path: Path | str, abstract: Any) -> Any:
-  """What a Hugging Face directory has of a reward model: the backbone, and the scalar head if there is one on both sides."""
-  found = {'backbone': pretrained.load_decoder(path, abstract['backbone'])}
+  """What a directory has of a reward model: the backbone, and, of Hugging Face's, the scalar head if there is one on both sides."""
+  found = {'backbone': load_backbone(path, abstract['backbone'])}
+  if _is_run(path):
+    return found
   score, kernel = pretrained.load_score(path), abstract.get('head', {}).get('score', {}).get('kernel')
   if score is not None and score.shape[1] != 1:
     raise InputError(f'{path} has {score.shape[1]} labels: a reward model has one')
