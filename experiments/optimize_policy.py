@@ -25,6 +25,8 @@ from experiments.train_reward import claim, define_flags
 from rmjax.data import pipeline
 from rmjax.data.records import Messages
 from rmjax.evaluation import figures
+from rmjax.evaluation.overoptimization import read_curves
+from rmjax.evaluation.overoptimization_figures import overoptimization_curves
 from rmjax.policy.iteration import Metrics, sampling_key, Signals
 from rmjax.rewards.functions import call_all
 from rmjax.training import loop
@@ -98,6 +100,10 @@ def optimize(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]
   write_json(workdir / 'result.json', result)
   shown = ('reward', *(f'rewards/{name}/mean' for name in run.rewards.weights), 'objective/kl', 'completions/mean_length')
   figures.training_curves(workdir / 'metrics.jsonl', workdir / 'figures' / 'training.png', shown)
+  if 'gold' in run.rewards.weights and config.reference == 'frozen':
+    proxies = [name for name in run.rewards.weights if name != 'gold']
+    curves = read_curves(workdir / 'metrics.jsonl', gold='gold', proxies=proxies)
+    overoptimization_curves({'run': [curves]}, workdir / 'figures' / 'overoptimization.png', names=proxies)
   return result
 
 
@@ -138,7 +144,8 @@ def write_samples(path: Path, run: PolicySetup, rollout: Trees, signals: Signals
   with path.open('a', encoding='utf-8') as file:
     for prompt, completion, place in list(zip(prompts, completions, places, strict=True))[:most]:
       rewards = {name: None if np.isnan(values[place]) else float(values[place]) for name, values in signals.items()}
-      line = dict(step=step, prompt=prompt, completion=completion, rewards=rewards, finished=bool(rollout.labels['finished'][place]))
+      tokens = int((rollout.response_ids[place[0]] == place[1] * rollout.response_ends.shape[2] + place[2]).sum())
+      line = dict(step=step, prompt=prompt, completion=completion, tokens=tokens, finished=bool(rollout.labels['finished'][place]), rewards=rewards)
       file.write(json.dumps(line, ensure_ascii=False) + '\n')
 
 

@@ -42,8 +42,9 @@ def build_rewards(specs: Mapping[str, Mapping[str, Any]], tokenizer: Tokenizer, 
 
   Args:
     specs: name -> dict(weight, name, **options), `name` the import path of a function of a rollout, `f(batch, **options)` -> [R, S, N], or of
-      text, `f(prompts, completions, **columns)`; or dict(weight, checkpoint, best, uncertainty), trained reward models whose directories
-      are separated by commas: the mean of their rewards, less `uncertainty` times their standard deviation.
+      text, `f(prompts, completions, **columns)`; or dict(weight, checkpoint, best, uncertainty, gives), trained reward models whose
+      directories are separated by commas: the mean of their rewards (`gives='win_rate'`: see `win_rate`), less `uncertainty` times their standard
+      deviation.
     tokenizer: the policy's. A reward model that has the same one reads the rollouts' tokens on the device; another one reads their text.
     mesh: where parameters go.
 
@@ -69,10 +70,14 @@ def build_rewards(specs: Mapping[str, Mapping[str, Any]], tokenizer: Tokenizer, 
   return rewards
 
 
-def _add_models(rewards: Rewards, name: str, tokenizer: Tokenizer, mesh: Mesh, *, checkpoint: str, best: bool = False, uncertainty: float = 0.0) -> None:
+def _add_models(
+  rewards: Rewards, name: str, tokenizer: Tokenizer, mesh: Mesh, *, checkpoint: str, best: bool = False, uncertainty: float = 0.0, gives: str = 'reward'
+) -> None:
   directories = [directory for directory in checkpoint.split(',') if directory]
   if not directories:
     raise InputError(f'rewards.{name}.checkpoint is empty: give the --workdir of a reward model')
+  if gives not in ('reward', 'win_rate'):
+    raise InputError(f"rewards.{name}.gives = '{gives}': choose 'reward' or 'win_rate'")
   saved = [load_reward_model(directory, best=best, mesh=mesh) for directory in directories]
   combine = lambda values, xp: xp.mean(values, 0) - uncertainty * xp.std(values, 0)
   own = tokenizer.backend.to_str()
@@ -81,7 +86,10 @@ def _add_models(rewards: Rewards, name: str, tokenizer: Tokenizer, mesh: Mesh, *
 
     def on_device(params: Any, batch: Trees) -> Array:
       plain = Trees(**{**vars(batch), 'labels': {}})
-      each = [model.model.head.reward(model.model.apply({'params': p}, plain)) for model, p in zip(saved, params, strict=True)]
+      each = []
+      for model, p in zip(saved, params, strict=True):
+        scores = model.model.apply({'params': p}, plain)
+        each.append(model.model.head.reward(scores) if gives == 'reward' else win_rate(model.model.head.preference_logits(scores), batch.response_ends >= 0))
       return combine(jnp.stack(each), jnp)
 
     rewards.on_device[name] = on_device
@@ -89,16 +97,40 @@ def _add_models(rewards: Rewards, name: str, tokenizer: Tokenizer, mesh: Mesh, *
   scorers = [inference.load(directory, best=best, bad_rows='lenient') for directory in directories]
 
   def on_text(prompts: Sequence[str | Messages], completions: Sequence[str | Messages]) -> list[float | None]:
-    records = [_record(prompt, completion, number) for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))]
-    each = np.array([[float(scored.rewards[0]) for scored in scorer.score(records, scorer.encode)] for scorer in scorers])
-    return [None if np.isnan(value) else float(value) for value in combine(each, np)]
+    records = _groups(prompts, completions)
+    each = []
+    for scorer in scorers:
+      found = scorer.score(records, scorer.encode)
+      rows = [x.rewards if gives == 'reward' else np.asarray(win_rate(x.logits, np.isfinite(x.rewards))) for x in found]
+      each.append(np.concatenate(rows))
+    return [None if np.isnan(value) else float(value) for value in combine(np.stack(each), np)]
 
   rewards.on_text[name] = on_text
 
 
-def _record(prompt: str | Messages, completion: str | Messages, number: int) -> Record:
-  text = completion if isinstance(completion, str) else completion[-1]['content']
-  return Record(prompt, (text,), np.zeros((1, 1), np.float32), np.full(1, np.nan, np.float32), where=f'completion {number}')
+def win_rate(logits: Array, present: Array) -> Array:
+  """Mean over a group's responses of P(i preferred to j) - 1/2, the response itself included (it adds 0): SPPO's target, times beta.
+
+  Args:
+    logits: [..., N, N], of the preference of i to j.
+    present: bool[..., N].
+
+  Reference: Wu et al., Self-Play Preference Optimization (2024), eq. 4.6.
+  """
+  both = present[..., :, None] & present[..., None, :]
+  gains = jnp.where(both, jax.nn.sigmoid(jnp.where(both, logits, 0.0)) - 0.5, 0.0)
+  return gains.sum(-1) / jnp.maximum(present.sum(-1), 1)[..., None]
+
+
+def _groups(prompts: Sequence[str | Messages], completions: Sequence[str | Messages]) -> list[Record]:
+  """A record for each run of the same prompt, since some heads compare a response with the others."""
+  groups: list[tuple[str | Messages, list[str]]] = []
+  for prompt, completion in zip(prompts, completions, strict=True):
+    if not groups or groups[-1][0] != prompt:
+      groups.append((prompt, []))
+    groups[-1][1].append(completion if isinstance(completion, str) else completion[-1]['content'])
+  blank = lambda count: (np.zeros((count, count), np.float32), np.full(count, np.nan, np.float32))
+  return [Record(prompt, tuple(texts), *blank(len(texts)), where=f'group {number}') for number, (prompt, texts) in enumerate(groups)]
 
 
 def on_device(rewards: Rewards) -> Callable[[Any, Trees], dict[str, Array]]:

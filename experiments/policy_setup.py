@@ -30,7 +30,7 @@ from rmjax.policy.models import Critic, LanguageModel
 from rmjax.policy.objective import policy_objective
 from rmjax.training import optimizers
 from rmjax.training.mesh import check_fits, make_mesh
-from rmjax.training.saved import abstract_params, choose_decoder, init_params
+from rmjax.training.saved import abstract_params, choose_decoder, init_params, tokenizer_directory
 from rmjax.training.step import init_state, make_step, TrainState
 from rmjax.trees import Trees
 
@@ -200,7 +200,7 @@ def open_prompts(config: ml_collections.ConfigDict) -> tuple[Source, Source, Tok
   if config.data.train:
     columns = dict(pair.split('=', 1) for pair in config.data.columns.split(',') if '=' in pair)
     sources = [Prompts(files, columns=columns, bad_rows=config.data.bad_rows) for files in (config.data.train, config.data.eval or config.data.train)]
-    path = config.data.tokenizer or config.model.path
+    path = config.data.tokenizer or (config.model.path and tokenizer_directory(config.model.path))
     if not path:
       raise InputError('config.data.tokenizer is empty: give a directory with a tokenizer.json, or a config.model.path that has one')
     return *sources, Tokenizer.load(path)
@@ -215,7 +215,9 @@ def _check_batches(config: ml_collections.ConfigDict, algorithm: Algorithm, mesh
   if rows % parts:
     raise InputError(f'train.prompts = {rows} cannot be split into algorithm.minibatches = {parts}: change one of them')
   length = config.data.max_length + config.sampling.responses * config.sampling.max_new_tokens
-  check_fits(mesh, rows=rows // parts, accumulate=config.train.accumulate, length=length, decoder=decoder)
+  check_fits(
+    mesh, rows=rows // parts, accumulate=config.train.accumulate, length=length, decoder=decoder, name='train.prompts / algorithm.minibatches'
+  )  # fmt: skip
 
 
 def _check_constraints(constraints: Constraints, thresholds: tuple, algorithm: Algorithm, rewards: Rewards, config: ml_collections.ConfigDict) -> None:
