@@ -19,7 +19,7 @@ from rmjax.data.prompts import encode_prompt, Prompts
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.decoding.generate import generate
 from rmjax.decoding.sampling import Sampling
-from rmjax.decoding.stops import stop_table
+from rmjax.decoding.stops import stop_table, token_bytes
 from rmjax.errors import InputError
 from rmjax.heads.value import ValueHead
 from rmjax.policy import constrained, iteration
@@ -160,7 +160,7 @@ def setup(config: ml_collections.ConfigDict, *, mesh: Mesh | None = None) -> Pol
   # Sampling
   stops = {'stop_tokens': tuple(token for token in (tokenizer.eos_id,) if token >= 0)}
   if config.sampling.stop:
-    stops['stop_table'] = stop_table(tokenizer, tuple(config.sampling.stop))
+    stops['stop_table'] = stop_table(token_bytes(tokenizer.backend), tuple(config.sampling.stop))
   drawn = Sampling(**{name: config.sampling[name] for name in ('temperature', 'top_k', 'top_p', 'min_p')})
 
   def sample(params: Any, prompts: Trees, key: jax.Array) -> Trees:
