@@ -3,8 +3,8 @@
   python -m experiments.systems_table [--results=results] [--output=docs/systems.md] [--check]
 
 results/systems.csv lists the systems; results/<system>.json is what `experiments.reproduce --record=results` wrote; results/<system>.md, if there is
-one, says what it means; results/real/ has records on public data, of no system by itself. --check writes nothing, and exits with 1 if the file is not
-what it would write.
+one, says what it means; results/studies/ and results/real/ have further records, of no system of the list by itself. --check writes nothing, and exits
+with 1 if the file is not what it would write.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,23 +26,33 @@ difference is shown (paired t-test over seeds, one-sided, level 0.05); `>=` and 
 """
 
 
+STUDIES = """# Further studies
+
+Of parts that several systems share.
+"""
+
 REAL = """# On public preferences
 
 `configs/real_preferences.py` by models of 0.4 million parameters, which read surface features and little else. Seeds share the records, so an error here
 is that of training alone; three seeds show large differences and nothing else.
 """
 
+FURTHER = {'studies': STUDIES, 'real': REAL}  # directory in results/ -> what it is
+
 
 def page(
-  systems: Sequence[Mapping[str, str]], reports: Mapping[str, Mapping[str, Any]], notes: Mapping[str, str], real: Mapping[str, Mapping[str, Any]]
+  systems: Sequence[Mapping[str, str]],
+  reports: Mapping[str, Mapping[str, Any]],
+  notes: Mapping[str, str],
+  further: Mapping[str, Mapping[str, Mapping[str, Any]]],
 ) -> str:
   """The page.
 
   Args:
     systems: dicts of slug, title and family.
     reports: slug -> what reproduce wrote.
-    notes: slug -> what to say of it, or of all that is `real`.
-    real: data set -> what reproduce wrote.
+    notes: slug, name or directory -> what to say of it.
+    further: directory of `FURTHER` -> name -> what reproduce wrote.
 
   Raises:
     InputError: a record of a system that is not listed.
@@ -54,8 +64,10 @@ def page(
   count = f'{len(done)} of {len(systems)} systems have a record.\n'
   table = '\n'.join(['| | system | paper | family | claims that hold | config |', '|---|---|---|---|---|---|', *rows])
   sections = [_section(slug, reports[slug], notes.get(slug, '')) for slug in done]
-  if real:
-    sections += [REAL, notes.get('real', ''), *(_section(name, report, '') for name, report in real.items())]
+  for directory, records in further.items():
+    if records:
+      sections += [FURTHER[directory], *([notes[directory]] if directory in notes else [])]
+      sections += [_section(name, report, notes.get(name, '')) for name, report in records.items()]
   return '\n'.join([HEAD, count, table, '', *sections])
 
 
@@ -78,8 +90,8 @@ def _section(slug: str, report: Mapping[str, Any], note: str) -> str:
   return '\n'.join([*lines, '', *([note.strip(), ''] if note else [])])
 
 
-def read(results: Path) -> tuple[list[dict[str, str]], dict[str, Any], dict[str, str], dict[str, Any]]:
-  """Systems, records, notes and records on public data: the arguments of `page`.
+def read(results: Path) -> tuple[list[dict[str, str]], dict[str, Any], dict[str, str], dict[str, dict[str, Any]]]:
+  """Systems, records, notes and further records: the arguments of `page`.
 
   Raises:
     InputError: there is no list of systems.
@@ -88,8 +100,9 @@ def read(results: Path) -> tuple[list[dict[str, str]], dict[str, Any], dict[str,
     raise InputError(f'{results}/systems.csv does not exist: give the directory of the records with --results')
   with (results / 'systems.csv').open(newline='') as f:
     systems = list(csv.DictReader(f))
+  notes = {path.stem: path.read_text() for path in sorted(results.rglob('*.md'))}
   records = lambda directory: {path.stem: json.loads(path.read_text()) for path in sorted(directory.glob('*.json'))}
-  return systems, records(results), {path.stem: path.read_text() for path in results.glob('*.md')}, records(results / 'real')
+  return systems, records(results), notes, {name: records(results / name) for name in FURTHER}
 
 
 def define_flags() -> None:

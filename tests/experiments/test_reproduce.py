@@ -130,7 +130,7 @@ def test_bad_input_is_one_clear_line(tmp_path, changes, message):
 
 def test_the_table_shows_what_failed(whole):
   systems = [dict(slug='gpm', title='General Preference', family='preference'), dict(slug='dpo', title='Direct', family='policy')]
-  text = systems_table.page(systems, {'gpm': whole[1]}, {'gpm': 'What it means.'}, {'real_x': whole[1]})
+  text = systems_table.page(systems, {'gpm': whole[1]}, {'gpm': 'What it means.'}, {'studies': {}, 'real': {'real_x': whole[1]}})
   assert '| 1 | [gpm](#gpm) | General Preference | preference | 1 of 2 | `configs/gpm.py` |' in text and '| 2 | dpo |' in text
   assert '**fails**' in text and 'What it means.' in text and text.index('# On public') < text.index('## real_x') and '1 of 2 systems have a record' in text
   with pytest.raises(InputError, match="results/gpm.json: there is no system 'gpm'"):
@@ -139,9 +139,9 @@ def test_the_table_shows_what_failed(whole):
 
 def test_the_committed_table_is_the_one_of_the_committed_records():
   root = Path(__file__).parents[2]
-  systems, reports, notes, real = systems_table.read(root / 'results')
+  systems, reports, notes, further = systems_table.read(root / 'results')
   assert len(systems) == 62
-  assert (root / 'docs' / 'systems.md').read_text() == systems_table.page(systems, reports, notes, real)
+  assert (root / 'docs' / 'systems.md').read_text() == systems_table.page(systems, reports, notes, further)
   for slug, report in reports.items():
     config = importlib.import_module(f'configs.{slug}').get_config()
     assert [claim['claim'] for claim in report['claims']] == [f'{left} {relation} {right}' for left, relation, right, _ in config.claims]
