@@ -100,6 +100,7 @@ def _add_claims(config: ml_collections.ConfigDict) -> None:
     divergences=(0.2, 0.5, 1.0, 2.0, 4.0),
   )
   config.smoke = (('frontier.steps', 2), ('frontier.iterations', 2), ('frontier.pretrain', 2), ('frontier.pairs', 64), ('frontier.samples', 8))
+  config.seeds = (10, 11, 12, 13, 14)  # rates, steps and strengths were chosen on seeds 0 and 1
   method = lambda name, **changes: (('frontier.method', name), *((f'frontier.{key}', value) for key, value in changes.items()))
   config.arms = dict(
     dpo=method('dpo'),
