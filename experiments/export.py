@@ -3,7 +3,7 @@
   python -m experiments.export --checkpoint=DIR --output=HF_DIR [--best] [--dtype=bfloat16]
 
 `transformers.AutoModelForSequenceClassification.from_pretrained(HF_DIR)` gives the same scores for the same token ids: those of prompt and
-response as one text, with the tokenizer's end-of-text token after plain text, or as the chat template has it. A policy, whose reward is implicit,
+response as one text, with the tokenizer's end-of-text token after plain text, or as the chat template has it. A policy, by preferences or against rewards,
 is written as the language model that it is, for `AutoModelForCausalLM`.
 """
 
@@ -16,13 +16,17 @@ import jax
 
 from experiments import cli
 from rmjax.backbones import pretrained
+from rmjax.backbones.decoder import DecoderConfig
 from rmjax.backbones.lora import merge_lora
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.errors import InputError
 from rmjax.heads.implicit import ImplicitRewardHead
 from rmjax.heads.scalar import ScalarHead
 from rmjax.training.checkpoints import read_meta
-from rmjax.training.saved import load_reward_model
+from rmjax.training.mesh import one_device_mesh
+from rmjax.training.saved import is_policy, load_policy, load_reward_model
+
+CAUSAL = 'AutoModelForCausalLM'
 
 
 def export(checkpoint: Path | str, output: Path | str, *, best: bool = False, dtype: str = 'float32') -> str:
@@ -34,22 +38,33 @@ def export(checkpoint: Path | str, output: Path | str, *, best: bool = False, dt
   Raises:
     InputError: the head is neither scalar nor implicit, no Hugging Face architecture has the decoder, or no token can pad.
   """
+  if is_policy(checkpoint):
+    policy = load_policy(checkpoint, one_device_mesh(), best=best)
+    _write(output, policy.decoder.config, policy.params, policy.tokenizer, dtype=dtype, extra={})
+    return CAUSAL
   saved = load_reward_model(checkpoint, best=best)
   head = saved.model.head
-  is_policy = isinstance(head, ImplicitRewardHead)
-  if not is_policy and (not isinstance(head, ScalarHead) or 'head' not in saved.params):
+  implicit = isinstance(head, ImplicitRewardHead)
+  if not implicit and (not isinstance(head, ScalarHead) or 'head' not in saved.params):
     raise InputError(f'{checkpoint} has a {type(head).__name__}, and Hugging Face has a form for ScalarHead alone: without its head it is no reward model')
-  pad = padding_token(saved.tokenizer)
   params = saved.params['backbone']
   if any('_lora_' in jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)):
     params = merge_lora(params, alpha=read_meta(checkpoint)['config']['model']['lora']['alpha'])
-  ids = dict(bos_token_id=saved.tokenizer.bos_id, eos_token_id=saved.tokenizer.eos_id, pad_token_id=pad)
-  extra = {**{name: value for name, value in ids.items() if value >= 0}, 'rmjax': saved.data}  # how long a text may be, and the like
-  score = None if is_policy else saved.params['head']['score']['kernel']
-  pretrained.save(output, saved.model.backbone.config, params, score=score, dtype=dtype, extra=extra)
-  saved.tokenizer.save(output)
-  _set_padding(Path(output), saved.tokenizer.backend.id_to_token(pad))
-  return f'AutoModelFor{"CausalLM" if is_policy else "SequenceClassification"}'
+  # `rmjax` says how long a text may be, and the like.
+  score = None if implicit else saved.params['head']['score']['kernel']
+  _write(output, saved.model.backbone.config, params, saved.tokenizer, score=score, dtype=dtype, extra={'rmjax': saved.data})
+  return CAUSAL if implicit else 'AutoModelForSequenceClassification'
+
+
+def _write(
+  output: Path | str, config: DecoderConfig, params: Any, tokenizer: Tokenizer, *, score: Any = None, dtype: str, extra: dict[str, Any]
+) -> None:
+  pad = padding_token(tokenizer)
+  ids = dict(bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id, pad_token_id=pad)
+  extra = {**{name: value for name, value in ids.items() if value >= 0}, **extra}
+  pretrained.save(output, config, params, score=score, dtype=dtype, extra=extra)
+  tokenizer.save(output)
+  _set_padding(Path(output), tokenizer.backend.id_to_token(pad))
 
 
 def padding_token(tokenizer: Tokenizer) -> int:

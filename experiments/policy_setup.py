@@ -160,7 +160,7 @@ def setup(config: ml_collections.ConfigDict, *, mesh: Mesh | None = None) -> Pol
   # Sampling
   stops = {'stop_tokens': tuple(token for token in (tokenizer.eos_id,) if token >= 0)}
   if config.sampling.stop:
-    stops['stop_table'] = stop_table(token_bytes(tokenizer.backend), tuple(config.sampling.stop))
+    stops['stop_table'] = stop_table(token_bytes(tokenizer.backend, decoder.vocab_size), tuple(config.sampling.stop))
   drawn = Sampling(**{name: config.sampling[name] for name in ('temperature', 'top_k', 'top_p', 'min_p')})
 
   def sample(params: Any, prompts: Trees, key: jax.Array) -> Trees:

@@ -13,11 +13,12 @@ from jax.sharding import Mesh
 
 from rmjax import trees
 from rmjax.backbones import pretrained
-from rmjax.backbones.decoder import DecoderConfig
-from rmjax.backbones.lora import merge_lora
+from rmjax.backbones.decoder import Decoder, DecoderConfig
+from rmjax.backbones.lora import add_lora, merge_lora
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.errors import InputError
 from rmjax.models import build, RewardModel
+from rmjax.policy.models import LanguageModel
 from rmjax.training.checkpoints import check_same_tree, read_meta, restore_params
 from rmjax.training.mesh import one_device_mesh, shardings, use_mesh
 
@@ -114,6 +115,8 @@ def load_reward_model(directory: Path | str, *, best: bool = False, mesh: Mesh |
   directory, mesh = Path(directory), mesh or one_device_mesh()
   if not directory.is_dir():
     raise InputError(f'{directory} does not exist: give the --workdir of a training run or a Hugging Face directory')
+  if is_policy(directory):
+    raise InputError(f'{directory} is a policy, which was optimized against rewards and is none itself: give the --workdir of a reward model')
   if _is_run(directory):
     settings, text = (read_meta(directory)['config'][name] for name in ('model', 'data'))
     cached = settings['head'].get('reference') == 'cached'
@@ -147,8 +150,7 @@ def load_backbone(path: Path | str, abstract: Any) -> Any:
   if not _is_run(path):
     return pretrained.load_decoder(path, abstract)
   mesh = jax.tree.leaves(abstract)[0].sharding.mesh
-  _, params, _ = _load_run(Path(path), mesh)
-  found = params['backbone']
+  found = load_policy(path, mesh).params if is_policy(path) else _load_run(Path(path), mesh)[1]['backbone']
   if any('_lora_' in jax.tree_util.keystr(names) for names, _ in jax.tree_util.tree_leaves_with_path(found)):
     found = merge_lora(found, alpha=read_meta(path)['config']['model']['lora']['alpha'])
   wanted = _plain(abstract)
@@ -156,6 +158,35 @@ def load_backbone(path: Path | str, abstract: Any) -> Any:
     found.pop('unembedding', None)
   check_same_tree(found, wanted, f'the run in {path}')
   return found
+
+
+class Policy(NamedTuple):
+  """A trained policy."""
+
+  decoder: Decoder
+  params: Any  # of the decoder, adapters merged
+  tokenizer: Tokenizer
+
+
+def is_policy(path: Path | str) -> bool:
+  """Whether a directory is the --workdir of a run that optimized a policy against rewards."""
+  return _is_run(path) and read_meta(path)['config'].get('program') == 'optimize_policy'
+
+
+def load_policy(directory: Path | str, mesh: Mesh, *, best: bool = False) -> Policy:
+  """Loads the policy of such a run.
+
+  Raises:
+    InputError: its checkpoint is broken.
+  """
+  meta = read_meta(directory)
+  settings = meta['config']['model']
+  decoder = Decoder(DecoderConfig(**meta['decoder']), dtype=jnp.dtype(settings['dtype']), remat=settings['remat'])
+  lora = settings['lora']
+  model = LanguageModel(add_lora(decoder, **lora) if lora['rank'] else decoder)
+  params = restore_params(directory, {'policy': abstract_params(model, mesh)}, best=best)['policy']['backbone']
+  params = merge_lora(params, alpha=lora['alpha']) if lora['rank'] else params
+  return Policy(decoder, params, Tokenizer.load(Path(directory) / 'tokenizer'))
 
 
 def read_config(path: Path | str) -> DecoderConfig:

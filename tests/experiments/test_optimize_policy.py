@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import grpo
-from experiments import optimize_policy
+from experiments import export, optimize_policy
 from experiments.policy_setup import setup
 from rmjax.backbones import pretrained
 from rmjax.backbones.decoder import DecoderConfig
@@ -16,7 +16,7 @@ from rmjax.models import build
 from rmjax.rewards.functions import RewardFailed
 from rmjax.training.checkpoints import restore_params
 from rmjax.training.mesh import one_device_mesh
-from rmjax.training.saved import init_params
+from rmjax.training.saved import init_params, load_reward_model
 
 
 @pytest.fixture(scope='module', name='policy')
@@ -117,7 +117,8 @@ def test_a_trained_reward_model_is_a_reward(policy, prompts, reward_model, tmp_p
     far=dict(checkpoint=str(other), weight=0.0),
     both=dict(checkpoint=f'{reward_model},{other}', weight=0.0, uncertainty=1.0),
   )
-  config = tiny(policy, prompts, variant='ppo', rewards=rewards, **{'train.steps': 2, 'train.samples': 64, 'algorithm.minibatches': 1, 'sampling.max_new_tokens': 30})
+  changes = {'train.steps': 2, 'train.samples': 64, 'algorithm.minibatches': 1, 'sampling.max_new_tokens': 30}
+  config = tiny(policy, prompts, variant='ppo', rewards=rewards, **changes)
   run = setup(config)
   assert list(run.rewards.on_device) == ['near'] and list(run.rewards.on_text) == ['both', 'far']
   optimize_policy.optimize(config, tmp_path / 'run')
@@ -131,14 +132,26 @@ def test_a_trained_reward_model_is_a_reward(policy, prompts, reward_model, tmp_p
   assert compared
 
 
+def test_a_policy_is_exported_and_started_from(whole, policy, prompts, tmp_path):
+  workdir, _ = whole
+  assert export.export(workdir, tmp_path / 'hf') == 'AutoModelForCausalLM'
+  from_run, from_export = (setup(tiny(path, prompts)).init(jax.random.key(0)).params['policy'] for path in (workdir, tmp_path / 'hf'))
+  jax.tree.map(np.testing.assert_array_equal, from_run, from_export)
+  jax.tree.map(np.testing.assert_array_equal, from_run, params_of(workdir, tiny(policy, prompts)))
+  with pytest.raises(InputError, match='is a policy'):
+    load_reward_model(workdir)
+
+
 def test_adapters_train_alone(policy, prompts, tmp_path):
-  config = tiny(policy, prompts, **{'model.lora.rank': 2, 'train.steps': 2, 'algorithm.epochs': 2})
+  config = tiny(policy, prompts, **{'model.lora.rank': 2, 'train.steps': 2, 'algorithm.epochs': 2, 'sampling.stop': ('w7', 'w9')})
   result = optimize_policy.optimize(config, tmp_path)
   assert result['kl'] > 0  # measured from the policy without its adapters
   before = jax.tree_util.tree_leaves_with_path(setup(config).init(jax.random.key(0)).params['policy'])
   after = dict(jax.tree_util.tree_leaves_with_path(params_of(tmp_path, config)))
   moved = {jax.tree_util.keystr(path) for path, x in before if np.abs(np.asarray(x) - after[path]).max() > 0}
   assert moved and all('_lora_' in name for name in moved)
+  texts = [line['completion'] for line in lines(tmp_path / 'samples.jsonl') if isinstance(line['completion'], str)]
+  assert all('w7' not in text.split()[:-1] and 'w9' not in text.split()[:-1] for text in texts if text)  # a stop string ends the response that says it
 
 
 @pytest.mark.parametrize(
