@@ -3,6 +3,7 @@
 Dimensions: P prompts, N responses to each, L prompt length, M slots of a response, H query heads, K key heads, G = H / K, D head size.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -13,12 +14,16 @@ from rmjax.trees import Array
 
 
 class Cache(NamedTuple):
-  """What one layer remembers. Heads come before length: each head's keys lie together, as the products read them."""
+  """What one layer remembers.
+
+  Heads come before length: each head's keys lie together, as the products read them. Responses are one axis, not two: XLA updates in place what
+  it need not reshape, and copies the rest at every step.
+  """
 
   prompt_keys: Float[Array, 'P K L D']  # once for all responses
   prompt_values: Float[Array, 'P K L D']
-  keys: Float[Array, 'P N K M D']
-  values: Float[Array, 'P N K M D']
+  keys: Float[Array, 'P*N K M D']
+  values: Float[Array, 'P*N K M D']
 
 
 def cached_attention(
@@ -49,25 +54,38 @@ def cached_attention(
   Returns:
     Attended values in q's dtype, and the cache with this token in it.
   """
-  write = lambda cached, new: jax.lax.dynamic_update_slice_in_dim(cached, new[:, :, :, None].astype(cached.dtype), step, 3)
+  (prompts, responses, _, size), key_heads = q.shape, k.shape[2]
+  flat = lambda x: x.reshape(prompts * responses, key_heads, -1, size)
+  write = lambda cached, new: jax.lax.dynamic_update_slice_in_dim(cached, flat(new).astype(cached.dtype), step, 2)
   cache = cache._replace(keys=write(cache.keys, k), values=write(cache.values, v))
-  grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1])
-  to_prompt = jnp.einsum('pnkgd,pkld->pnkgl', grouped, cache.prompt_keys, preferred_element_type=jnp.float32)
-  to_response = jnp.einsum('pnkgd,pnkmd->pnkgm', grouped, cache.keys, preferred_element_type=jnp.float32)
-  column, slot = jnp.arange(to_prompt.shape[-1]), jnp.arange(to_response.shape[-1])
+  column, slot = jnp.arange(cache.prompt_keys.shape[2]), jnp.arange(cache.keys.shape[2])
   sees_prompt, sees_response = column < lengths[:, None], slot <= step
   if window is not None:
     sees_prompt &= lengths[:, None] + step - column < window
     sees_response &= step - slot < window
+  part = functools.partial(_part, scale=scale, softcap=softcap)
+  # All queries of a prompt are one matrix, [P, N, K, G, D] -> [P, K, N G, D], so that its keys are read once for all.
+  together = q.reshape(prompts, responses, key_heads, -1, size).swapaxes(1, 2).reshape(prompts, key_heads, -1, size)
+  apart = lambda x: x.reshape(prompts, key_heads, responses, -1, x.shape[-1]).swapaxes(1, 2).reshape(prompts * responses, key_heads, -1, x.shape[-1])
+  one = map(apart, part(together, cache.prompt_keys, cache.prompt_values, sees_prompt[:, None, None]))
+  two = part(flat(q), cache.keys, cache.values, sees_response)
+  return _merge(*one, *two).astype(q.dtype).reshape(q.shape), cache
 
-  def masked(logits, mask):
-    logits = logits * scale
-    if softcap is not None:
-      logits = softcap * jnp.tanh(logits / softcap)
-    return jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
 
-  logits = [masked(to_prompt, sees_prompt[:, None, None, None]), masked(to_response, sees_response)]
-  weights = jax.nn.softmax(jnp.concatenate(logits, -1)).astype(v.dtype)
-  over_prompt, over_response = jnp.split(weights, [column.size], -1)
-  y = jnp.einsum('pnkgl,pkld->pnkgd', over_prompt, cache.prompt_values) + jnp.einsum('pnkgm,pnkmd->pnkgd', over_response, cache.values)
-  return y.reshape(q.shape), cache
+def _part(q, k, v, mask, *, scale, softcap):
+  """Attention to some of the keys: the weighted sum of values, the weights' sum, and the logit from which they are counted; each [B K G D or 1]."""
+  logits = jnp.einsum('bkgd,bkld->bkgl', q, k, preferred_element_type=jnp.float32) * scale
+  if softcap is not None:
+    logits = softcap * jnp.tanh(logits / softcap)
+  logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+  top = jnp.max(logits, -1, keepdims=True)
+  weights = jnp.exp(logits - top)
+  y = jnp.einsum('bkgl,bkld->bkgd', weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+  return y, jnp.sum(weights, -1, keepdims=True), top
+
+
+def _merge(y, total, top, other_y, other_total, other_top):
+  """One softmax of two parts. A part that a window hides counts from the lowest of numbers, so its weight is 0: a token always sees itself."""
+  highest = jnp.maximum(top, other_top)
+  a, b = jnp.exp(top - highest), jnp.exp(other_top - highest)
+  return (y * a + other_y * b) / (total * a + other_total * b)

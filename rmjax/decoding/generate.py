@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Bool, Float, Int, Shaped
 import numpy as np
 
 from rmjax.backbones.attention import tree_attention
@@ -78,7 +78,7 @@ def generate(
   params: Any,
   prompts: Int[Array, 'P L'],
   lengths: Int[Array, 'P'],
-  key: PRNGKeyArray,
+  key: Shaped[Array, ''] | Shaped[Array, 'P N'],
   *,
   responses: int,
   max_new_tokens: int,
@@ -122,12 +122,12 @@ def generate(
     InputError: prompts and responses are longer than the decoder's positions, or an argument cannot be.
   """
   config = decoder.config
-  _check(config, params, prompts, lengths, responses, max_new_tokens, stop_tokens, stop_table, allowed)
+  _check(config, params, prompts, lengths, key, responses, max_new_tokens, stop_tokens, stop_table, allowed)
   model = Decoder(config, dtype=decoder.dtype)
   call = lambda method, *args: model.apply({'params': params}, *args, method=method)
   logits_of = lambda x: call(lambda model, x: model.unembed(model.norm(x)), x)
   shape = (prompts.shape[0], responses)
-  keys = jnp.broadcast_to(key, shape) if key.ndim else jax.random.split(key, shape)
+  keys = key if key.ndim else jax.random.split(key, shape)
   budgets = jnp.full(shape, max_new_tokens) if budgets is None else jnp.minimum(jnp.broadcast_to(budgets, shape), max_new_tokens)
   budgets = jnp.where(jnp.asarray(lengths)[:, None] > 0, budgets, 0)
 
@@ -144,7 +144,9 @@ def generate(
     folded = jax.vmap(lambda key: jax.random.fold_in(key, state.step))(keys.reshape(-1)).reshape(shape)
     tokens = jnp.where(state.alive, sampling_lib.draw(folded, candidates, sampling), 0)
     write = lambda values, new: jax.lax.dynamic_update_index_in_dim(values, jnp.where(state.alive, new, 0), state.step, 2)
-    sampler_log_probs = jnp.where(jnp.asarray(sampling.temperature) > 0, sampling_lib.log_prob(candidates, tokens), 0.0)
+    log_probs = sampling_lib.log_prob(scaled, tokens)
+    sampler_log_probs = log_probs if candidates is scaled else sampling_lib.log_prob(candidates, tokens)
+    sampler_log_probs = jnp.where(jnp.asarray(sampling.temperature) > 0, sampler_log_probs, 0.0)
     hit, matched = jnp.isin(tokens, jnp.array(stop_tokens, jnp.int32)), state.matched
     if stop_table is not None:
       matched = jnp.asarray(stop_table)[matched, tokens]
@@ -153,7 +155,7 @@ def generate(
     return _State(
       step=state.step + 1,
       tokens=write(state.tokens, tokens),
-      log_probs=write(state.log_probs, sampling_lib.log_prob(scaled, tokens)),
+      log_probs=write(state.log_probs, log_probs),
       sampler_log_probs=write(state.sampler_log_probs, sampler_log_probs),
       counts=counts,
       alive=state.alive & ~hit & (counts < budgets),
@@ -197,9 +199,11 @@ def generate(
   return _lay_out(jnp.asarray(prompts), jnp.asarray(lengths), state)
 
 
-def _check(config, params, prompts, lengths, responses, max_new_tokens, stop_tokens, stop_table, allowed):
+def _check(config, params, prompts, lengths, key, responses, max_new_tokens, stop_tokens, stop_table, allowed):
   if responses < 1 or max_new_tokens < 1:
     raise InputError(f'responses = {responses}, max_new_tokens = {max_new_tokens}: they must be at least 1')
+  if key.shape not in ((), (prompts.shape[0], responses)):
+    raise InputError(f'key has shape {key.shape}: give one key, or responses = {responses} for each of {prompts.shape[0]} prompts')
   longest = prompts.shape[1] + max_new_tokens
   if longest > config.max_positions:
     raise InputError(
@@ -218,7 +222,9 @@ def _check(config, params, prompts, lengths, responses, max_new_tokens, stop_tok
     raise InputError('the parameters have no output matrix, and the decoder does not tie it to the embedding: init by Decoder.logits')
   if isinstance(prompts, np.ndarray) and isinstance(lengths, np.ndarray):
     if prompts.max(initial=0) >= config.vocab_size:
-      raise InputError(f'a prompt has the token {prompts.max()}, and the vocabulary has {config.vocab_size}: use the tokenizer that the decoder was trained with')
+      raise InputError(
+        f'a prompt has the token {prompts.max()}, and the vocabulary has {config.vocab_size}: use the tokenizer that the decoder was trained with'
+      )
     if lengths.max(initial=0) > prompts.shape[1]:
       raise InputError(f'a prompt has {lengths.max()} tokens, and the cache has {prompts.shape[1]} columns for prompts')
 
@@ -240,7 +246,7 @@ def _prefill(model, params, prompts, lengths, responses, max_new_tokens):
   x, (keys, values) = jax.lax.scan(layer, x, (params['layers'], jnp.array(layer_windows(config), jnp.int32)))
   last = jnp.take_along_axis(x, jnp.maximum(jnp.asarray(lengths) - 1, 0)[:, None, None], 1)[:, 0]
   # A response's last token is never computed, so it needs no slot.
-  empty = jnp.zeros((prompts.shape[0], responses, config.num_kv_heads, max(max_new_tokens - 1, 1), config.head_dim), keys.dtype)
+  empty = jnp.zeros((prompts.shape[0] * responses, config.num_kv_heads, max(max_new_tokens - 1, 1), config.head_dim), keys.dtype)
   return last, [Cache(keys[i], values[i], empty, empty) for i in range(config.num_layers)]
 
 

@@ -8,7 +8,7 @@ from typing import no_type_check
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Int, PRNGKeyArray
+from jaxtyping import Float, Int, Shaped
 
 from rmjax.errors import InputError
 from rmjax.trees import Array
@@ -57,7 +57,7 @@ def scale(logits: Float[Array, '*B V'], sampling: Sampling) -> Float[Array, '*B 
 def truncate(logits: Float[Array, '*B V'], sampling: Sampling) -> Float[Array, '*B V']:
   """Logits, already divided by the temperature, of the tokens that may be drawn; -inf for the others."""
   vocab_size = logits.shape[-1]
-  ordered, floor = None, jnp.float32(-jnp.inf)
+  ordered = floor = None
   if 0 < sampling.top_k < vocab_size:
     ordered = jax.lax.top_k(logits, sampling.top_k)[0]
     floor = ordered[..., -1:]
@@ -67,11 +67,12 @@ def truncate(logits: Float[Array, '*B V'], sampling: Sampling) -> Float[Array, '
     needed = jnp.cumsum(p, -1) - p < sampling.top_p  # what is more likely has not enough
     floor = jnp.min(jnp.where(needed, ordered, jnp.inf), -1, keepdims=True)
   if sampling.min_p > 0:
-    floor = jnp.maximum(floor, jnp.max(logits, -1, keepdims=True) + jnp.log(jnp.float32(sampling.min_p)))
-  return jnp.where(logits >= floor, logits, -jnp.inf)
+    lowest = jnp.max(logits, -1, keepdims=True) + jnp.log(jnp.float32(sampling.min_p))
+    floor = lowest if floor is None else jnp.maximum(floor, lowest)
+  return logits if floor is None else jnp.where(logits >= floor, logits, -jnp.inf)
 
 
-def draw(keys: PRNGKeyArray, logits: Float[Array, '*B V'], sampling: Sampling) -> Int[Array, '*B']:
+def draw(keys: Shaped[Array, '*B'], logits: Float[Array, '*B V'], sampling: Sampling) -> Int[Array, '*B']:
   """One token of each distribution, by its own key [*B]; the most likely one if the temperature is 0.
 
   First a block of tokens is drawn and then a token in it, which is the same distribution with few random numbers: about 2 sqrt(V), not V.
@@ -91,7 +92,7 @@ def draw(keys: PRNGKeyArray, logits: Float[Array, '*B V'], sampling: Sampling) -
 
 
 def log_prob(logits: Float[Array, '*B V'], tokens: Int[Array, '*B']) -> Float[Array, '*B']:
-  """log softmax(logits)[token], in float32, without the whole of it."""
+  """The log-probability of a token under softmax(logits), in float32, without those of the others."""
   picked = jnp.take_along_axis(logits, tokens[..., None], -1)[..., 0]
   # By blocks, as `draw` does it, so that the compiler passes over the vocabulary once for both.
   return picked - jax.nn.logsumexp(jax.nn.logsumexp(_blocks(logits), -1), -1)
@@ -104,4 +105,3 @@ def _blocks(logits):
   if padding:
     logits = jnp.pad(logits, [(0, 0)] * (logits.ndim - 1) + [(0, padding)], constant_values=-jnp.inf)
   return logits.reshape(*logits.shape[:-1], -1, block)
-
