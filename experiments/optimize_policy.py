@@ -120,13 +120,19 @@ def text_signals(run: PolicySetup, rollout: Trees, source: Any, *, timeout: floa
 
 
 def texts(run: PolicySetup, rollout: Trees, source: Any) -> tuple[list, list, dict[str, list], list[tuple[int, int, int]]]:
-  """(prompts, completions, columns, places in [R, S, N]) of the responses that are there; a completion's stop token is left out."""
-  tokens, ids, ends, index = jax.device_get((rollout.tokens, rollout.response_ids, rollout.response_ends, rollout.labels['index']))
+  """(prompts, completions, columns, places in [R, S, N]) of the responses that are there, in a rollout as `generate` lays it out."""
+  fields = rollout.tokens, rollout.response_ids, rollout.prompt_ends, rollout.response_ends, rollout.labels['index']
+  tokens, ids, prompt_ends, ends, index = jax.device_get(fields)
   prompts, completions, rows, places = [], [], [], []
   for place in zip(*np.nonzero(ends >= 0), strict=True):
     row, slot, n = map(int, place)
     prompt: str | Messages = source[int(index[row, slot])].prompt
-    text = run.tokenizer.decode(tokens[row][ids[row] == slot * ends.shape[2] + n].tolist())
+    response = tokens[row][ids[row] == slot * ends.shape[2] + n].tolist()
+    if isinstance(prompt, str):  # what it adds to the prompt: alone it might lack the space that it begins with
+      before = tokens[row][: prompt_ends[row, slot] + 1].tolist()
+      text = run.tokenizer.decode(before + response)[len(run.tokenizer.decode(before)) :]
+    else:
+      text = run.tokenizer.decode(response)
     prompts.append(prompt)
     completions.append(text if isinstance(prompt, str) else [{'role': 'assistant', 'content': text}])
     rows.append(source.columns(int(index[row, slot])) if hasattr(source, 'columns') else {})
