@@ -118,18 +118,19 @@ class Explored(NamedTuple):
 
 
 def explore_figures(config: ml_collections.ConfigDict, explored: Explored, lane: int) -> dict[str, float]:
-  """Of a seed: `<run>_<figure>` of `overoptimization` for the runs `a`, `b` and `sum`, the fitted proxy point and how far it is from the true one."""
+  """Of a seed: `<run>_<figure>` of `overoptimization` for the runs `a`, `b` and `sum`, the fitted and the true proxy point, and `regret`, gold between them."""
   names = {(True, False): 'a', (False, True): 'b', (True, True): 'sum'}
   figures = {}
   for choice, run in zip(config.study.explored, explored.runs, strict=True):
     found = overoptimization(run.curves(lane), names=PROXIES, window=WINDOW)
     figures |= {f'{names[choice[0] > 0, choice[1] > 0]}_{name}': value for name, value in found.items()}
-  point, true = explored.points[lane], sequences.proxy_points(_settings(config))
+  settings, point = _settings(config), explored.points[lane]
+  true = sequences.proxy_points(settings)
+  a = settings.saturation * np.arctanh(np.clip(point.point[0] / settings.saturation, -0.999, 0.999))
+  regret = sequences.gold_of(settings.best_a, settings.best_b, settings) - sequences.gold_of(float(a), float(point.point[1]), settings)
   figures |= {f'fit_{name}': float(value) for name, value in zip(PROXIES, point.point, strict=True)}
   figures |= {f'true_{name}': value for name, value in zip(PROXIES, true, strict=True)}
-  return figures | dict(
-    fit_inside=float(point.inside), fit_error=point.error, missed=float(np.max(np.abs(point.point - true) / true)), queries=float(explored.queries)
-  )
+  return figures | dict(fit_inside=float(point.inside), fit_error=point.error, regret=float(regret), queries=float(explored.queries))
 
 
 def _explored(config: ml_collections.ConfigDict, seeds: Sequence[int]) -> Explored:

@@ -116,7 +116,7 @@ def overoptimization(curves: Curves, *, names: Sequence[str] = (), window: int =
 
 
 def fit_proxy_point(
-  points: Float[np.ndarray, 'P C'], gold: Float[np.ndarray, 'P'], *, degree: int = 10, ridge: float = 1e-4, region: float = 0.05, seed: int = 0
+  points: Float[np.ndarray, 'P C'], gold: Float[np.ndarray, 'P'], *, degree: int = 10, ridge: float = 1e-2, region: float = 0.05, seed: int = 0
 ) -> ProxyPoint:
   """Fits gold as a polynomial of the proxies and finds its maximum where runs have been.
 

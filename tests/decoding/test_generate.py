@@ -232,6 +232,14 @@ def test_lanes_of_a_vmap_do_not_copy_the_cache_of_those_that_are_done():
   assert not re.search(f'{cache} = select_n', text)
 
 
+def test_the_cache_of_a_prompt_is_not_copied_for_its_responses():
+  decoder, params = plain()
+  run = lambda: generate(decoder, params, PROMPTS, LENGTHS, KEY, responses=3, max_new_tokens=8)
+  text = str(jax.make_jaxpr(run)())
+  assert 'f32[4,2,10,4]' in text  # prompts, key heads, columns, head size
+  assert not re.search(r'f32\[(12|4,3),2,10,4\]|f32\[4,2,3,10,4\]|f32\[(12|4,3),10,2,4\]', text)
+
+
 def test_rows_without_a_prompt_have_no_responses():
   prompts, lengths = pack_prompts([[3, 4]], length=10, rows=4)
   batch, *_ = both(*plain(), prompts, lengths)
