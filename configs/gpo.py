@@ -34,6 +34,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     ('gpm.gpo', '<', 'gpm.gpo_last', 'only the average is guaranteed: the last policy goes round (theory)'),
     ('gpm_mixed.gpo', '<', 'bradley_terry_mixed.reinforce', 'cycles mixed with quality (theory)'),
     ('gpm_mixed.gpo', '<', 'bradley_terry_mixed.regularized', 'cycles mixed with quality (ours)'),
+    ('gpm_mixed.gold_mwu', '<', 'bradley_terry_mixed.regularized', 'the same with the true preferences: what a better reward model would give (ours)'),
     ('gpm_transitive.gpo', '<=', 'bradley_terry_transitive.reinforce + 0.05', 'no tax where there is no cycle (ours)'),
   )
   return config
