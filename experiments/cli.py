@@ -40,7 +40,10 @@ def _unraisable(what: Any) -> None:
 
 
 def _one_line(e: Exception) -> str:
-  text = ' '.join(str(e).split('\n----', 1)[0].split())  # grain adds a remark of its own below a dashed line
+  text = str(e).split('\n----', 1)[0]  # grain adds a remark of its own below a dashed line
+  if 'Traceback (most recent' in text:  # ml_collections quotes that of a config that raised: its last line says why
+    text = text.split('Traceback (most recent', 1)[0] + text.strip().rsplit('\n', 1)[-1]
+  text = ' '.join(text.split())
   return text if isinstance(e, (InputError, RuntimeError, flags.Error)) else f'{type(e).__name__}: {text}'
 
 
