@@ -63,6 +63,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   )
   config.smoke = (('study.pretraining', 2), ('study.exploration', 6), ('train.steps', 6), ('study.every', 2), ('study.period', 2), ('study.rows', 8))
 
+  config.seeds = (10, 11, 12, 13, 14)  # rates, bounds and schedules were chosen on others
   correlation = lambda rho: tuple((f'{name}.correlation', rho) for name in ('world', 'rewards.a', 'rewards.b', 'rewards.gold'))
   explore = (('study.method', 'explore'),)
   weighted = lambda a, b: (('rewards.a.weight', a), ('rewards.b.weight', b))
