@@ -15,7 +15,7 @@ quickstart: .venv/installed
 	$(BIN)/python -m experiments.train_reward --config=configs/quickstart.py --workdir=runs/quickstart
 
 test: .venv/installed
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist worksteal -m 'not slow'
 
 test-all: .venv/installed
 	$(BIN)/ruff check .
