@@ -10,42 +10,25 @@ transformers; by default this one, if it has them. On a machine that others use,
 another in loops, so that two of them on busy cores take many times as long.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 import functools
 import importlib.util
-import json
 import os
-from pathlib import Path
 import statistics
-import subprocess
 import sys
-import time
+
+from benchmarks import peers
+from benchmarks.peers import HEADS, LAYERS, LLAMA, measure, Measured, report
 
 CASES = {'plain': (64, 1, 64, 64), 'shared': (8, 8, 256, 64)}  # prompts, responses to each, prompt length, new tokens
-LLAMA = dict(vocab_size=8192, hidden_size=384, intermediate_size=1536)
-LAYERS, HEADS = 8, 6
-
-Measured = tuple[float, float]  # seconds, and those of CPU time
-
-
-def measure(run: Callable[[], object]) -> Measured:
-  """One run, which waits for its result."""
-  wall, cpu = time.perf_counter(), time.process_time()
-  run()
-  return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def hugging_face(case: str) -> Iterator[Measured]:
   """Runs of `generate` in this interpreter; the first is not measured."""
   import torch
-  import transformers
 
   prompts, responses, length, new = CASES[case]
-  config = transformers.LlamaConfig(
-    **LLAMA, num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=HEADS, max_position_embeddings=2048, tie_word_embeddings=False,
-    pad_token_id=0, bos_token_id=1, eos_token_id=2,
-  )  # fmt: skip
-  model = transformers.AutoModelForCausalLM.from_config(config).eval()
+  model = peers.torch_llama()
   ids = torch.randint(3, LLAMA['vocab_size'], (prompts, length))
 
   @torch.no_grad()
@@ -61,31 +44,6 @@ def hugging_face(case: str) -> Iterator[Measured]:
     yield measure(run)
 
 
-def elsewhere(python: str, case: str) -> Iterator[Measured]:
-  """`hugging_face` in another process, which runs only when it is asked to."""
-  command = [python, str(Path(__file__).resolve()), 'serve', case]
-  with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-    try:
-      while True:
-        process.stdin.write('\n')
-        process.stdin.flush()
-        yield tuple(json.loads(process.stdout.readline()))
-    finally:
-      process.stdin.close()
-
-
-def decoder_and_params():
-  import flax.linen as nn
-  import jax
-  import jax.numpy as jnp
-
-  from rmjax.backbones.decoder import Decoder, DecoderConfig
-
-  decoder = Decoder(DecoderConfig(**LLAMA, num_layers=LAYERS, num_heads=HEADS, num_kv_heads=HEADS, tie_embeddings=False))
-  example = jnp.zeros((1, 4), jnp.int32)
-  return decoder, nn.unbox(jax.jit(functools.partial(decoder.init, method='logits'))(jax.random.key(0), example, example, example))['params']
-
-
 def ours(case: str) -> Iterator[Measured]:
   """Runs of rmjax; what comes first is seconds of compilation, and no run."""
   import jax
@@ -94,7 +52,7 @@ def ours(case: str) -> Iterator[Measured]:
   from rmjax.decoding.generate import generate
 
   count, responses, length, new = CASES[case]
-  decoder, params = decoder_and_params()
+  decoder, params = peers.decoder_and_params()
   prompts = np.random.default_rng(0).integers(3, LLAMA['vocab_size'], (count, length)).astype(np.int32)
   lengths = np.full(count, length, np.int32)
   run = jax.jit(lambda params, key: generate(decoder, params, prompts, lengths, key, responses=responses, max_new_tokens=new))
@@ -110,31 +68,13 @@ def ours(case: str) -> Iterator[Measured]:
 def compare(case: str, rounds: int, hf_python: str) -> None:
   """Prints what both do on a case."""
   prompts, responses, _, new = CASES[case]
-  tokens = prompts * responses * new
   runs = {'rmjax': ours(case)}
-  compilation, _ = next(runs['rmjax'])
+  compilation = next(runs['rmjax']).seconds
   if hf_python:
-    runs['hugging_face'] = elsewhere(hf_python, case)
-  measured = {name: [] for name in runs}
-  for _ in range(rounds):
-    for name, run in runs.items():
-      measured[name].append(next(run))
-  rates = {}
-  for name, values in measured.items():
-    wall, cpu = zip(*values, strict=True)
-    rates[name] = tokens / statistics.median(wall), tokens / statistics.median(cpu)
-    line = dict(case=case, implementation=name, tokens_per_s=rates[name][0], tokens_per_cpu_s=rates[name][1], seconds=wall, cpu_seconds=cpu)
-    report(**line, **(dict(compile_s=compilation) if name == 'rmjax' else {}))
-  if hf_python:
-    ours_, theirs = rates['rmjax'], rates['hugging_face']
-    report(case=case, tokens_per_s_ratio=ours_[0] / theirs[0], tokens_per_cpu_s_ratio=ours_[1] / theirs[1])
-    runs['hugging_face'].close()
-
-
-def report(**line: object) -> None:
-  """Prints it."""
-  rounded = lambda value: round(value, 3) if isinstance(value, float) else [rounded(x) for x in value] if isinstance(value, tuple) else value
-  print(json.dumps({name: rounded(value) for name, value in line.items()}), flush=True)
+    runs['hugging_face'] = peers.elsewhere(hf_python, 'benchmarks.generate', case)
+  peers.compare(case, prompts * responses * new, peers.take_turns(runs, rounds), rmjax=dict(compile_s=compilation))
+  for run in runs.values():
+    run.close()
 
 
 def choices(rounds: int) -> None:
@@ -147,7 +87,7 @@ def choices(rounds: int) -> None:
 
   from rmjax.backbones.decoder import Block, NO_WINDOW, rope_angles
 
-  decoder, params = decoder_and_params()
+  decoder, params = peers.decoder_and_params()
   config, block, (batch, slots, steps) = decoder.config, Block(decoder.config, decoder.dtype), (64, 64, 16)
 
   def attend(cache, step, layout, q, k, v, *, scale, **_):
@@ -205,7 +145,7 @@ def choices(rounds: int) -> None:
     for case, run in runs.items():
       measured[case].append(measure(lambda run=run: jax.block_until_ready(run())))
   for (layers, layout), values in measured.items():
-    wall, cpu = (1e3 * statistics.median(column) / steps for column in zip(*values, strict=True))
+    wall, cpu, _ = (1e3 * statistics.median(column) / steps for column in zip(*values, strict=True))
     report(layers=layers, cache=layout, ms_per_step=wall, cpu_ms_per_step=cpu)
 
 
@@ -222,10 +162,8 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  if sys.argv[1:2] == ['serve']:  # where neither JAX nor absl need be installed
-    served = hugging_face(sys.argv[2])
-    for _ in sys.stdin:
-      print(json.dumps(next(served)), flush=True)
+  if sys.argv[1:2] == [peers.SERVE]:
+    peers.serve(hugging_face(sys.argv[2]))
   else:
     from absl import app, flags
 

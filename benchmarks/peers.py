@@ -1,0 +1,124 @@
+"""What the benchmarks share: the model's shape, runs that take turns, each in a process of its own, and the lines that are printed.
+
+Nothing but the standard library is imported here, since peers run in interpreters that have neither JAX nor absl.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import functools
+import json
+from pathlib import Path
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from typing import NamedTuple
+
+LLAMA = dict(vocab_size=8192, hidden_size=384, intermediate_size=1536)  # 25M parameters
+LAYERS, HEADS = 8, 6
+SERVE = 'serve'  # first argument of a process that runs when it is asked to
+
+
+class Measured(NamedTuple):
+  """One run: seconds, those of CPU time, and the process's largest memory so far in MB."""
+
+  seconds: float
+  cpu_seconds: float
+  peak_mb: float
+
+
+class Clock:
+  """Measures from its making on."""
+
+  def __init__(self):
+    self.wall, self.cpu = time.perf_counter(), time.process_time()
+
+  def read(self) -> Measured:
+    """What has gone by."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return Measured(time.perf_counter() - self.wall, time.process_time() - self.cpu, peak)
+
+
+def measure(run: Callable[[], object]) -> Measured:
+  """One run, which waits for its result."""
+  clock = Clock()
+  run()
+  return clock.read()
+
+
+def elsewhere(python: str, module: str, *arguments: str) -> Iterator[Measured]:
+  """Runs of `python -m module serve *arguments`, another process, which runs only when it is asked to."""
+  command = [python, '-m', module, SERVE, *arguments]
+  root = Path(__file__).parents[1]
+  with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root) as process:
+    try:
+      while True:
+        process.stdin.write('\n')
+        process.stdin.flush()
+        line = process.stdout.readline()
+        if not line:
+          raise RuntimeError(f'{" ".join(command)} stopped: its error is above')
+        yield Measured(*json.loads(line))
+    finally:
+      process.stdin.close()
+
+
+def serve(runs: Iterator[Measured]) -> None:
+  """The other end of `elsewhere`. What a library prints goes to the standard error, so that the answers stand alone."""
+  answers, sys.stdout = sys.stdout, sys.stderr
+  for _ in sys.stdin:
+    print(json.dumps(next(runs)), file=answers, flush=True)
+
+
+def take_turns(runs: Mapping[str, Iterator[Measured]], rounds: int) -> dict[str, list[Measured]]:
+  """So many runs of each, in turns, so that what else the machine does falls on all."""
+  measured = {name: [] for name in runs}
+  for _ in range(rounds):
+    for name, run in runs.items():
+      measured[name].append(next(run))
+  return measured
+
+
+def compare(case: str, tokens: float, measured: Mapping[str, list[Measured]], **further: Mapping[str, float]) -> None:
+  """Prints a line for each implementation, and one with rmjax's ratios to every other: medians of tokens a second and a second of CPU time."""
+  rates = {}
+  for name, values in measured.items():
+    wall, cpu, peak = zip(*values, strict=True)
+    rates[name] = tokens / statistics.median(wall), tokens / statistics.median(cpu), max(peak)
+    line = dict(case=case, implementation=name, tokens_per_s=rates[name][0], tokens_per_cpu_s=rates[name][1], peak_mb=max(peak))
+    report(**line, seconds=wall, cpu_seconds=cpu, **further.get(name, {}))
+  ours = rates.get('rmjax')
+  for name, theirs in rates.items():
+    if ours and name != 'rmjax':
+      ratios = {key: a / b for key, a, b in zip(('tokens_per_s_ratio', 'tokens_per_cpu_s_ratio', 'peak_ratio'), ours, theirs, strict=True)}
+      report(case=case, against=name, **ratios)
+
+
+def report(**line: object) -> None:
+  """Prints it."""
+  rounded = lambda value: round(value, 3) if isinstance(value, float) else [rounded(x) for x in value] if isinstance(value, tuple) else value
+  print(json.dumps({name: rounded(value) for name, value in line.items()}), flush=True)
+
+
+def torch_llama():
+  """Hugging Face's model of the shape, in evaluation mode."""
+  import transformers
+
+  config = transformers.LlamaConfig(
+    **LLAMA, num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=HEADS, max_position_embeddings=2048, tie_word_embeddings=False,
+    pad_token_id=0, bos_token_id=1, eos_token_id=2,
+  )  # fmt: skip
+  return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+def decoder_and_params():
+  """Our model of the shape, and random parameters."""
+  import flax.linen as nn
+  import jax
+  import jax.numpy as jnp
+
+  from rmjax.backbones.decoder import Decoder, DecoderConfig
+
+  decoder = Decoder(DecoderConfig(**LLAMA, num_layers=LAYERS, num_heads=HEADS, num_kv_heads=HEADS, tie_embeddings=False))
+  example = jnp.zeros((1, 4), jnp.int32)
+  return decoder, nn.unbox(jax.jit(functools.partial(decoder.init, method='logits'))(jax.random.key(0), example, example, example))['params']
