@@ -68,7 +68,8 @@ def get_config(arg: str = 'grpo') -> ml_collections.ConfigDict:
   config.kl_coefficient = 0.05
   config.algorithm = dict(
     advantages='group', baseline='mean', scale='group', combine='sum_then_normalize', discount=1.0, decay=0.95, whiten=True,
-    surrogate='clipped', regression_scale=1.0, ratio='token', clip_low=0.2, clip_high=0.2, dual_clip=0.0, aggregation='sequence_mean_token_mean',
+    surrogate='clipped', regression_scale=1.0, ratio='token', clip_low=0.2, clip_high=0.2, dual_clip=0.0, sampler_cap=0.0,
+    aggregation='sequence_mean_token_mean',
     kl='loss', kl_estimator='k3', kl_target=0.0, kl_horizon=10_000.0, value_weight=0.5, value_clip=0.2, entropy_weight=0.0,
     epochs=1, minibatches=1, oversample=1, recompute=False, missing_end_penalty=0.0, mask_truncated=False, overlong=0,
   )  # fmt: skip

@@ -38,6 +38,8 @@ class Algorithm:
     clip_low: ratios below 1 - clip_low are clipped.
     clip_high: ratios above 1 + clip_high are clipped; the largest ratio of 'cispo'.
     dual_clip: c of the dual clip, 0 for none.
+    sampler_cap: token losses are weighted by p_old / p_sampler up to this, where truncated sampling or another precision makes the two differ; 0 for no
+      weights.
     aggregation: of token losses.
     kl: where the divergence from the reference goes: in the loss (GRPO), in the reward (PPO), or nowhere.
     kl_estimator: see `rmjax.policy.kl`.
@@ -68,6 +70,7 @@ class Algorithm:
   clip_low: float = 0.2
   clip_high: float = 0.2
   dual_clip: float = 0.0
+  sampler_cap: float = 0.0
   aggregation: str = 'token_mean'
   kl: str = 'none'
   kl_estimator: str = 'k3'
@@ -97,6 +100,8 @@ class Algorithm:
         raise InputError(f'algorithm.{name} = {getattr(self, name)}: it must be at least 1')
     if self.advantages == 'return' and self.baseline not in ('none', 'mean'):
       raise InputError(f"algorithm.baseline = '{self.baseline}': with algorithm.advantages = 'return' it is 'none' or 'mean'")
+    if self.surrogate == 'regression' and self.sampler_cap:
+      raise InputError("algorithm.sampler_cap weights the tokens of a surrogate, and 'regression' has none: set it to 0")
     if self.surrogate == 'regression' and self.advantages != 'group':
       raise InputError("algorithm.surrogate = 'regression' fits one number a response: set algorithm.advantages = 'group'")
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, PRNGKeyArray
 
 from rmjax import trees
 from rmjax.policy import advantages as estimators
-from rmjax.policy import constrained, controllers, kl
+from rmjax.policy import constrained, controllers, kl, surrogates
 from rmjax.policy.algorithm import Algorithm, Constraints, UNCONSTRAINED
 from rmjax.policy.objective import LogProbs, Values
 from rmjax.training.step import TrainState
@@ -48,8 +48,8 @@ def make_prepare(
 
   Returns:
     (params, rollout, signals) -> (labelled rollout, metrics). `params` has `policy`, `value` with a critic, what `reference_of` reads, and
-    `scalars`: `weights` [number of signals] in their order, `kl_coefficient` [] and `thresholds` [C]. The rollout has labels `log_probs`, `mask` and
-    `finished`. No gradient passes through the labels.
+    `scalars`: `weights` [number of signals] in their order, `kl_coefficient` [] and `thresholds` [C]. The rollout has labels `log_probs`, `mask`,
+    `finished`, and `sampler_log_probs` if `algorithm.sampler_cap` is set. No gradient passes through the labels.
   """
 
   def prepare(params: Params, rollout: Trees, signals: Signals) -> tuple[Trees, Metrics]:
@@ -61,10 +61,13 @@ def make_prepare(
     if algorithm.recompute:
       labels['log_probs'] = log_probs_of(params['policy'], rollout)[0]
     metrics, divergence = {}, jnp.zeros_like(mask)
+    if algorithm.sampler_cap:
+      labels['sampler_weights'] = surrogates.sampler_weights(labels['log_probs'], labels['sampler_log_probs'], mask, cap=algorithm.sampler_cap)
+      metrics['sampling/importance_sampling_ratio/mean'] = jnp.sum(mask * labels['sampler_weights']), mask.sum()
     if reference_of is not None:
       labels['ref_log_probs'] = reference_of(params, rollout)
       divergence = mask * kl.estimate(labels['log_probs'], labels['ref_log_probs'], 'k1')
-      metrics = kl_metrics(labels, rollout)
+      metrics |= kl_metrics(labels, rollout)
     if values_of is not None:
       labels['values'] = mask[..., None] * values_of(params['value'], rollout)
 
@@ -73,7 +76,7 @@ def make_prepare(
     if algorithm.overlong:
       penalties -= estimators.overlong_penalty(trees.response_lengths(rollout), max_length=length, cache=algorithm.overlong)
     weights, coefficient = params['scalars']['weights'], params['scalars']['kl_coefficient']
-    own_kl = -coefficient * divergence if algorithm.kl == 'reward' else jnp.zeros_like(mask)
+    coefficient = coefficient if algorithm.kl == 'reward' else 0.0
     rewards, valid = add_signals(signals, weights, present)
     if constraints.form == 'satisfaction':
       found = jnp.stack([signals[name] for name in constraints.names], -1)
@@ -82,20 +85,21 @@ def make_prepare(
     metrics |= reward_metrics(signals, rewards, valid, rollout)
 
     at_ends = lambda scores: kl.terminal_rewards(scores, mask, rollout)
+    with_kl = lambda scores: kl.token_rewards(scores, divergence, mask, rollout, coefficient=coefficient)
     if constraints.multipliers:
-      columns = [at_ends(rewards) + own_kl]
+      columns = [with_kl(rewards)]
       columns += [-divergence if name == 'kl' else at_ends(jnp.nan_to_num(signals[name])) for name in constraints.names]
       labels |= _constrained(columns, labels, rollout, present)
     elif algorithm.advantages == 'gae':
-      found, returns = gae(at_ends(rewards) + own_kl, labels['values'][..., 0], mask, rollout)
+      found, returns = gae(with_kl(rewards), labels['values'][..., 0], mask, rollout)
       labels |= dict(advantages=estimators.whiten(found, mask) if algorithm.whiten else found, returns=returns[..., None])
     elif algorithm.advantages == 'return':
       if algorithm.baseline != 'none':
         rewards = group(rewards, valid, rollout, scale='none')
-      found = estimators.return_to_go(at_ends(rewards) + own_kl, mask, rollout.response_ids, discount=algorithm.discount)
+      found = estimators.return_to_go(with_kl(rewards), mask, rollout.response_ids, discount=algorithm.discount)
       labels['advantages'] = estimators.whiten(found, mask)
     else:
-      rewards += jnp.where(valid, trees.response_sums(own_kl, rollout), 0.0)
+      rewards -= jnp.where(valid, coefficient * trees.response_sums(divergence, rollout), 0.0)
       if algorithm.combine == 'normalize_then_sum':
         normalized = {name: jnp.where(jnp.isnan(x), x, group(jnp.nan_to_num(x), ~jnp.isnan(x) & present, rollout)) for name, x in signals.items()}
         rewards = jnp.where(valid, estimators.whiten(add_signals(normalized, weights, present)[0], valid), 0.0)

@@ -33,9 +33,9 @@ def policy_objective(
 
   Returns:
     (params, batch, key, step) -> (sums, counts). The batch's labels are `mask`, `log_probs` of the old policy and `advantages` ([R, T], or
-    [R, T, 1 + C] with constraints: the objective's first); `targets` [R, S, N] with surrogate 'regression'; `ref_log_probs` with a reference;
-    `values` and `returns` [R, T, .] with a critic; `returns_of_signals` [R, S, N, C] with constraints. `params['scalars']` has
-    `kl_coefficient` [] and, with constraints, `thresholds` [C]; nothing moves it here. Metrics have TRL's names.
+    [R, T, 1 + C] with constraints: the objective's first); `targets` [R, S, N] with surrogate 'regression'; `sampler_weights` with a
+    `sampler_cap`; `ref_log_probs` with a reference; `values` and `returns` [R, T, .] with a critic; `returns_of_signals` [R, S, N, C] with
+    constraints. `params['scalars']` has `kl_coefficient` [] and, with constraints, `thresholds` [C]; nothing moves it here. Metrics have TRL's names.
   """
 
   def objective(params, batch, key, step):
@@ -61,6 +61,8 @@ def policy_objective(
         losses = surrogates.cispo(log_probs, ratio, advantages, high=algorithm.clip_high)
       else:
         losses = surrogates.clipped(ratio, advantages, low=algorithm.clip_low, high=algorithm.clip_high, dual=algorithm.dual_clip or None)
+      if algorithm.sampler_cap:
+        losses *= labels['sampler_weights']
       terms['policy'] = over(losses)
     if algorithm.kl == 'loss':
       divergence, count = over(kl.estimate(log_probs, labels['ref_log_probs'], algorithm.kl_estimator))

@@ -153,6 +153,31 @@ def test_the_first_gradient_is_that_of_the_policy_gradient_theorem():
   np.testing.assert_allclose(value['val/ratio'], batch.labels['mask'].sum(), rtol=1e-5)  # rho = 1: the sampler's log-probs are the trainer's
 
 
+def test_tokens_are_weighted_by_what_the_sampler_said_of_them():
+  """Where it said half or a quarter of what the trainer says, the gradient is that of the theorem with weights 2 and, capped, 3."""
+  built = build(Algorithm(scale='none', aggregation='constant', sampler_cap=3.0))
+  state = built.init(jax.random.key(1))
+  rollout = sample(state)
+  less = jnp.where(jnp.arange(rollout.tokens.shape[1]) % 2, jnp.log(2.0), jnp.log(4.0))
+  labels = {**rollout.labels, 'sampler_log_probs': rollout.labels['log_probs'] - less}
+  rollout = dataclasses.replace(rollout, labels=labels)
+  batch, metrics = built.prepare(state.params, rollout, built.signals(rollout))
+  scores = wanted(rollout)
+
+  def ours(policy):
+    sums, counts = built.objective({**state.params, 'policy': policy}, batch, jax.random.key(0), 0)
+    return sums['loss']['policy'] / counts['loss']['policy']
+
+  def theirs(policy):
+    weights = jnp.where(jnp.arange(rollout.tokens.shape[1]) % 2, 2.0, 3.0)
+    total = trees.response_sums(weights * log_probs_of(policy, rollout)[0], rollout)
+    return -jnp.sum((scores - scores.mean(-1, keepdims=True)) * total) / (P * N * M)
+
+  chex.assert_trees_all_close(jax.grad(ours)(state.params['policy']), jax.grad(theirs)(state.params['policy']), atol=1e-6)
+  total, count = metrics['sampling/importance_sampling_ratio/mean']
+  assert 2.0 < total / count < 3.0
+
+
 @pytest.mark.parametrize('name', ['rloo', 'gspo', 'ppo'])
 def test_micro_batches_change_nothing(name):
   algorithm = dataclasses.replace(METHODS[name], minibatches=1, epochs=1)
@@ -248,6 +273,7 @@ def test_a_constraint_is_met(advantages):
     (dict(epochs=0), 'algorithm.epochs = 0'),
     (dict(clip_low=float('nan')), 'algorithm.clip_low = nan'),
     (dict(surrogate='regression', advantages='gae'), 'regression'),
+    (dict(surrogate='regression', sampler_cap=2.0), 'algorithm.sampler_cap'),
     (dict(advantages='return', baseline='leave_one_out'), 'algorithm.baseline'),
   ],
 )
