@@ -10,7 +10,8 @@ Writes DIR/arms/<arm>.json (kept: the same command goes on where it was stopped)
 `python -m experiments.systems_table` makes docs/systems.md. --smoke makes two steps of each arm on two seeds, to see that everything runs.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 
 from absl import flags
 import jax
+import jax.numpy as jnp
 import ml_collections
 from ml_collections import config_flags
 import numpy as np
@@ -30,6 +32,7 @@ from experiments import cli
 from experiments.setup import Setup, setup
 from rmjax import named
 from rmjax.data import pipeline
+from rmjax.data.pipeline import Source
 from rmjax.errors import InputError
 from rmjax.evaluation import figures
 from rmjax.evaluation.claims import check_claim, named_arms, Verdict
@@ -39,6 +42,7 @@ from rmjax.training.loop import Diverged
 from rmjax.training.mesh import one_device_mesh
 from rmjax.training.metrics import write_json
 from rmjax.training.saved import abstract_params
+from rmjax.training.step import TrainState
 
 SMALL = 2_000_000  # parameters up to which seeds are trained side by side
 CLAIMS_FAILED = 1
@@ -71,10 +75,24 @@ def arm_config(config: ml_collections.ConfigDict, overrides: Sequence[tuple[str,
   return config
 
 
-def fit_seeds(config: ml_collections.ConfigDict, seeds: Sequence[int]) -> Iterator[tuple[Setup, Any]]:
+def compile_step(run: Setup) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]:
+  """The training step of several seeds side by side, compiled at its first call."""
+  return jax.jit(jax.vmap(run.step), donate_argnums=0)
+
+
+def fit_seeds(
+  config: ml_collections.ConfigDict, seeds: Sequence[int], *, sources: Sequence[Source] = (), step: Callable | None = None, start: Sequence[Any] = ()
+) -> Iterator[tuple[Setup, Any]]:
   """Trains one model a seed, side by side in one compiled step where they are small; everything lies on one device.
 
   A seed decides the initial parameters, the world's records and their order.
+
+  Args:
+    config: of a program that trains reward models.
+    seeds: one a model.
+    sources: what each of them trains on, in place of the config's data.
+    step: `compile_step` of a setup that differs in data alone, which spares a study of many trainings to compile it each time.
+    start: parameters (part `reward`) that each of them goes on from, such as those of an earlier stage; none draws them.
 
   Yields:
     Each seed's setup and trained parameters (part `reward`).
@@ -85,14 +103,18 @@ def fit_seeds(config: ml_collections.ConfigDict, seeds: Sequence[int]) -> Iterat
   mesh, runs = one_device_mesh(), []
   for seed in seeds:
     runs.append(setup(arm_config(config, (('seed', seed),)), mesh=mesh))
+  if sources:
+    runs = [run._replace(train_source=source) for run, source in zip(runs, sources, strict=True)]
   run = runs[0]
   size = sum(x.size for x in jax.tree.leaves(abstract_params(run.model, mesh)))
   together = len(seeds) if size <= SMALL else 1
-  step = jax.jit(jax.vmap(run.step), donate_argnums=0)
-  for start in range(0, len(seeds), together):
-    part = slice(start, start + together)
+  step = step or compile_step(run)
+  for first in range(0, len(seeds), together):
+    part = slice(first, first + together)
     batches = [pipeline.train_batches(run.train_source, run.encode, seed=seed, **run.shape) for seed, run in zip(seeds[part], runs[part], strict=True)]
     state = run.init(jax.vmap(jax.random.key)(np.array(seeds[part])))
+    if start:
+      state = dataclasses.replace(state, params={**state.params, 'reward': jax.tree.map(lambda *x: jnp.stack(x), *start[part])})
     losses = []
     for _ in range(config.train.steps):
       state, metrics = step(state, jax.tree.map(lambda *x: np.stack(x), *(next(stream).trees for stream in batches)))
@@ -153,7 +175,7 @@ def reproduce(config: ml_collections.ConfigDict, workdir: Path, *, smoke: bool =
     if unknown := named_arms(claim) - arms.keys():
       raise InputError(f"claims: there is no arm '{sorted(unknown)[0]}'; there are {', '.join(arms)}")
   for arm in arms.values():  # before anything is trained
-    runner = named.resolve('runner', arm.runner, RUNNER) if 'runner' in arm else None
+    runner = named.resolve('runner', arm.runner, RUNNER) if arm.get('runner', '') else None
     for name in () if runner else arm.evaluation.measures:
       named.resolve('evaluation.measures', name, SUMMARY)
   (workdir / 'arms').mkdir(parents=True, exist_ok=True)
@@ -169,7 +191,7 @@ def reproduce(config: ml_collections.ConfigDict, workdir: Path, *, smoke: bool =
         raise InputError(f'{path} holds results of another config: choose another --workdir')
     else:
       started = time.time()
-      if 'runner' in arm:
+      if arm.get('runner', ''):
         Console(stderr=True).print(f'{name}: {len(seeds)} seeds', highlight=False)
         measured = named.resolve('runner', arm.runner, RUNNER)(arm, seeds)
       else:

@@ -31,7 +31,7 @@ class Unpaired:
     if len(source) < 2:
       raise InputError(f'the data has {len(source)} record, and a response to another prompt is needed beside each: give two or more')
     self._source = source
-    self.bad = getattr(source, 'bad', ())
+    self.bad, self.parts = getattr(source, 'bad', ()), getattr(source, 'parts', ())
 
   def __len__(self) -> int:
     return len(self._source)
