@@ -78,6 +78,7 @@ def _finish(fields: Fields, row: Row, where: str) -> Record:
     subset=str(row.get('subset') or ''),
     where=where,
     labels=fields.get('labels', {}),
+    columns=row,
   )
 
 
@@ -124,6 +125,34 @@ def _completions(row: Row) -> Fields:
   texts = _responses('completions', [item['response'] for item in items])
   scores = [_number(item, 'overall_score', math.nan) for item in items]
   return dict(prompt=_text('instruction', row['instruction']), responses=texts, wins=_rated(texts, scores), ratings=scores)
+
+
+def _prefixes(row: Row) -> Fields:
+  """ProcessBench: a problem, steps, and the number of the first wrong one (-1 for none). Each prefix of the steps is a response."""
+  steps = _responses('steps', row['steps'])
+  label = row['label']
+  if isinstance(label, bool) or not isinstance(label, int) or not -1 <= label < len(steps):
+    raise _Bad('label', f'{_short(label)} is no step: there are {len(steps)}, from 0, and -1 says that none is wrong')
+  responses = ['\n\n'.join(steps[: n + 1]) for n in range(len(steps))]
+  return dict(prompt=_text('problem', row['problem']), responses=responses)
+
+
+def _sampled(row: Row) -> Fields:
+  """Qwen2.5-Math: several samples of a question, and whether each is right."""
+  texts = _responses('response', row['response'])
+  if not isinstance(row['score'], (list, tuple)) or len(row['score']) != len(texts) or not all(right in (0, 1) for right in row['score']):
+    raise _Bad('score', f'{len(texts)} of true and false are wanted, one a response, not {_short(row["score"])}')
+  ratings = [float(right) for right in row['score']]
+  return dict(prompt=_text('question', row['question']), responses=texts, wins=_rated(texts, ratings), ratings=ratings)
+
+
+def _outputs(row: Row) -> Fields:
+  """AlpacaEval: an instruction, and each system's output, not compared yet."""
+  outputs = row['outputs']
+  if not isinstance(outputs, Mapping) or not outputs:
+    raise _Bad('outputs', f'an object of system -> text is wanted, not {_short(outputs)}')
+  responses = [_response(f'outputs.{name}', text) for name, text in outputs.items() if text is not None]
+  return dict(prompt=_text('instruction', row['instruction']), responses=responses)
 
 
 def _labelled(row: Row) -> Fields:
@@ -187,6 +216,9 @@ FORMATS: tuple[tuple[tuple[str, ...], Callable[[Row], Fields]], ...] = (
   (('question', 'response_A', 'response_B', 'label'), _judged('question', 'response_A', 'response_B', ['label'], {'A>B': 1.0, 'B>A': 0.0, 'A=B': 0.5})),
   (('input', 'output_1', 'output_2', 'label'), _judged('input', 'output_1', 'output_2', ['label'], {1: 1.0, 2: 0.0})),
   (('instruction', 'response1', 'response2', *_ANNOTATORS), _pandalm),
+  (('problem', 'steps', 'label'), _prefixes),
+  (('question', 'response', 'score'), _sampled),
+  (('instruction', 'outputs'), _outputs),
   (('prompt', 'completion', 'label'), _labelled),
   (('prompt', 'completion'), _single('completion', 'rating')),
   (('prompt', 'response'), _single('response', 'rating', 'helpfulness')),

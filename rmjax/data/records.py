@@ -5,6 +5,7 @@ Dimensions: N responses of the record.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,7 @@ class Record:
     subset: name of the part of the data set it belongs to, for reports.
     where: 'file:line', for messages.
     labels: further numbers, each of shape [], [N] or [N, N]; a data set has the same names throughout (a world's `gold` [N], ...).
+    columns: the row that it was read from, for benchmarks (id, language) and for functions of text.
   """
 
   prompt: str | Messages
@@ -42,6 +44,7 @@ class Record:
   subset: str = ''
   where: str = ''
   labels: Mapping[str, np.ndarray | np.generic] = dataclasses.field(default_factory=dict)
+  columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def pairwise_wins(num_responses: int, pairs: Sequence[tuple[int, int, float]]) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Files and TFDS data sets as random-access sources of records."""
 
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import glob
 import gzip
@@ -60,7 +60,8 @@ def open_source(spec: str, *, columns: Mapping[str, str] | None = None, bad_rows
 
   Args:
     spec: separated by commas: files or patterns (.jsonl, .jsonl.gz, .json.gz, .parquet), directories that TFDS prepared and that have one split,
-      'tfds:NAME:SPLIT' with NAME a TFDS data set or such a directory.
+      'tfds:NAME:SPLIT' with NAME a TFDS data set or such a directory, directories that Hugging Face's `datasets` saved (`save_to_disk`; of a
+      DatasetDict, its folder of a split), and directories of a Hugging Face data set as downloaded: all files in `data` or its folders.
     columns: our column -> the data's.
     bad_rows: 'strict' stops at the first row that cannot be used, 'lenient' leaves such rows out and lists them in `bad`.
 
@@ -78,7 +79,7 @@ def open_source(spec: str, *, columns: Mapping[str, str] | None = None, bad_rows
 
 def open_tables(spec: str) -> list[Any]:
   """The tables that a specification names, each with a `name`, a length, and `row(i)`, which gives ('file:line', row); see `open_source`."""
-  return [table for part in _parts(spec) for table in _open_part(part)]
+  return [table for part in split_spec(spec) for table in _open_part(part)]
 
 
 def rows(path: Path | str) -> Iterator[tuple[str, Mapping[str, Any] | BadRecord]]:
@@ -154,13 +155,13 @@ class _JsonLines:
     return self.path.open('rb') if self._memory is None else io.BytesIO(self._memory)
 
 
-class _Parquet:
-  """Rows of a Parquet file, held in memory as Arrow columns: a row group is too much to decode for each row of a shuffle."""
+class _Columns:
+  """Rows of a file, held in memory as Arrow columns: a Parquet row group is too much to decode for each row of a shuffle."""
 
-  def __init__(self, path: Path):
-    self.path, self.name = path, _stem(path)
+  def __init__(self, path: Path, name: str, read: Callable[[], Any]):
+    self.path, self.name = path, name
     with _readable(path):
-      self._table = _parquet(path).read()
+      self._table = read()
 
   def __len__(self) -> int:
     return self._table.num_rows
@@ -220,7 +221,7 @@ def _plain(value: Any, feature: Any) -> Any:
 # Files.
 
 
-def _parts(spec: str) -> list[str]:
+def split_spec(spec: str) -> list[str]:
   """Parts of a specification; commas inside brackets belong to a pattern or a split."""
   parts = [part.strip() for part in re.split(r',(?![^\[]*\])', spec)]
   if not all(parts):
@@ -234,17 +235,41 @@ def _open_part(part: str) -> Iterable[Any]:
     if not match:
       raise InputError(f"'{part}': give tfds:NAME:SPLIT, such as tfds:my_preferences:train or tfds:/data/preferences/1.0.0:train")
     return [_Tfds(match[1], match[2])]
+  if (Path(part) / 'state.json').is_file():
+    return _saved_by_datasets(Path(part))
   if _is_prepared(Path(part)):
     return [_Tfds(part)]
+  if (Path(part) / 'data').is_dir():
+    files = sorted(path for path in (Path(part) / 'data').rglob('*') if path.name.endswith(ENDINGS))
+    return [_open_file(path) for path in files] or _check_file(Path(part))
   files = sorted(map(Path, glob.glob(part))) if glob.has_magic(part) and not Path(part).exists() else [Path(part)]
   if not files:
     raise InputError(f'{part} matches no file')
   for file in files:
     _check_file(file)
-  return [_Parquet(file) if file.suffix == '.parquet' else _JsonLines(file) for file in files]
+  return [_open_file(file) for file in files]
+
+
+def _open_file(path: Path) -> Any:
+  return _Columns(path, _stem(path), lambda: _parquet(path).read()) if path.suffix == '.parquet' else _JsonLines(path)
+
+
+def _saved_by_datasets(path: Path) -> list[Any]:
+  """Arrow streams that `datasets.Dataset.save_to_disk` wrote, in its order."""
+  import pyarrow  # slow to import
+
+  with _readable(path):
+    state = json.loads((path / 'state.json').read_text())
+    files = [path / item['filename'] for item in state['_data_files']]
+  if state.get('_indices_data_files'):
+    raise InputError(f'{path} was saved by `datasets` with a selection of its rows on top: save dataset.flatten_indices() instead')
+  return [_Columns(file, path.name, lambda file=file: pyarrow.ipc.open_stream(file).read_all()) for file in files]
 
 
 def _check_file(path: Path) -> None:
+  if (path / 'dataset_dict.json').is_file():
+    splits = json.loads((path / 'dataset_dict.json').read_text())['splits']
+    raise InputError(f'{path} has the splits {", ".join(splits)}: choose one, such as {path}/{splits[0]}')
   if path.is_dir():
     raise InputError(f'{path} is a directory, and not one that TFDS prepared: name its files, as in {path}/*.jsonl')
   if not path.is_file():

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from jaxtyping import Float, Num, Shaped
 import numpy as np
 
+from rmjax.evaluation import bootstrap
+
 
 def agreement(logits: Float[np.ndarray, '*P'], wins: Float[np.ndarray, '*P']) -> Float[np.ndarray, '*P']:
   """Whether each pair is ordered as it was labelled.
@@ -59,16 +61,9 @@ def clustered_bootstrap(statistic: Callable[..., float], *values: Num[np.ndarray
   Returns:
     Standard deviation over the draws, the same for the same data; NaN with fewer than two groups.
 
-  Reference: Efron (1979); for clusters Davison & Hinkley, Bootstrap Methods and their Application (1997), section 3.8.
+  Reference: Efron (1979); see `bootstrap.resample`.
   """
-  names, group = np.unique(groups, return_inverse=True)
-  if len(names) < 2:
-    return np.nan
-  rng, found = np.random.default_rng(0), []
-  for _ in range(resamples):
-    times = np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names))
-    drawn = np.repeat(np.arange(len(group)), times[group])
-    found.append(statistic(*(x[drawn] for x in values)))
+  found = bootstrap.resample(statistic, *values, groups=groups, resamples=resamples)
   return float(np.nanstd(found, ddof=1)) if np.sum(~np.isnan(found)) > 1 else np.nan
 
 

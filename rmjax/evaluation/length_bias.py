@@ -19,6 +19,7 @@ from rmjax.evaluation import accuracy, length
 from rmjax.evaluation.scored import compared_pairs, Scored
 from rmjax.evaluation.summary import flat_responses
 from rmjax.heads.length import LengthBiasNet
+from rmjax.losses.preference import length_normalized
 
 Curve = Callable[[Num[np.ndarray, '*M']], Float[np.ndarray, '*M']]  # of length
 Correction = Callable[[Sequence[Scored]], list[Scored]]
@@ -91,6 +92,17 @@ def length_penalty(validation: Sequence[Scored], *, size: int = 801) -> Correcti
   reached = [np.nanmean(accuracy.agreement(pairs.logits - c * (pairs.lengths @ [1, -1]), 0.5 + pairs.gold)) for c in candidates]
   best = candidates[np.argmax(reached)]
   return lambda scored: subtract(scored, lambda n: best * n)
+
+
+def length_normalization(validation: Sequence[Scored]) -> Correction:
+  """r / log(length), by which a model was trained with `length_normalized_cross_entropy`; nothing is fitted."""
+  del validation
+
+  def normalize(record: Scored) -> Scored:
+    rewards = np.asarray(length_normalized(record.rewards, record.lengths))
+    return dataclasses.replace(record, rewards=rewards, logits=rewards[:, None] - rewards[None, :])
+
+  return lambda scored: [record if record.refused else normalize(record) for record in scored]
 
 
 def dependence(scored: Sequence[Scored]) -> dict[str, float]:

@@ -25,7 +25,7 @@ class Labelled:
   def __init__(self, source: Source, name: str, values: Sequence[np.ndarray]):
     """Wraps a source; there is one value a record."""
     self._source, self._name, self._values = source, name, values
-    self.bad = getattr(source, 'bad', ())
+    self.bad, self.parts = getattr(source, 'bad', ()), getattr(source, 'parts', ())
 
   def __len__(self) -> int:
     return len(self._source)

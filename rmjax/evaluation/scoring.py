@@ -127,19 +127,32 @@ def _double(size: int, needed: int) -> int:
 
 
 def _scored(item: _Item, result: dict[str, Any]) -> Scored:
-  record, count = item.record, len(item.record.responses)
-  if item.place:
-    rewards, logits, lengths = (result[name][item.place] for name in ('rewards', 'logits', 'lengths'))
-    scores = jax.tree.map(lambda x: x[item.place], result['scores'])
-  else:
-    rewards, logits, lengths, scores = np.full(count, np.nan), np.full((count, count), np.nan), np.full(count, -1), None
+  if not item.place:
+    return answer(item.record, item.index, refused=item.refused)
+  found = {name: result[name][item.place] for name in ('rewards', 'logits', 'lengths')}
+  return answer(item.record, item.index, **found, scores=jax.tree.map(lambda x: x[item.place], result['scores']), truncated=item.truncated)
+
+
+def answer(
+  record: Record,
+  index: int,
+  *,
+  rewards: np.ndarray | None = None,
+  logits: np.ndarray | None = None,
+  lengths: np.ndarray | None = None,
+  scores: Any = None,
+  truncated: bool = False,
+  refused: str | None = None,
+) -> Scored:
+  """A record with what was said of it, beside what it knows; arrays may be longer than its responses, and None stands for what is unknown."""
+  count = len(record.responses)
   return Scored(
-    index=item.index,
-    rewards=rewards[:count],
-    logits=logits[:count, :count],
-    lengths=lengths[:count],
+    index=index,
+    rewards=np.full(count, np.nan) if rewards is None else rewards[:count],
+    logits=np.full((count, count), np.nan) if logits is None else logits[:count, :count],
+    lengths=np.full(count, -1) if lengths is None else lengths[:count],
     wins=record.wins,
-    group=_fingerprint(record, item.index),
+    group=_fingerprint(record, index),
     subset=record.subset,
     where=record.where,
     ratings=record.ratings,
@@ -147,8 +160,8 @@ def _scored(item: _Item, result: dict[str, Any]) -> Scored:
     probability=record.labels.get('probability'),
     labels=record.labels,
     scores=scores,
-    truncated=item.truncated,
-    refused=item.refused,
+    truncated=truncated,
+    refused=refused,
   )
 
 
