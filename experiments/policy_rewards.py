@@ -14,6 +14,7 @@ from rmjax import named
 from rmjax.data.records import Messages, Record
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.errors import InputError
+from rmjax.rewards.ensembles import ensemble
 from rmjax.rewards.functions import RewardFunction
 from rmjax.training.saved import load_reward_model
 from rmjax.trees import Array, Trees
@@ -42,7 +43,7 @@ def build_rewards(specs: Mapping[str, Mapping[str, Any]], tokenizer: Tokenizer, 
 
   Args:
     specs: name -> dict(weight, name, **options), `name` the import path of a function of a rollout, `f(batch, **options)` -> [R, S, N], or of
-      text, `f(prompts, completions, **columns)`; or dict(weight, checkpoint, best, uncertainty, gives), trained reward models whose
+      text, `f(prompts, completions, **columns)`; or dict(weight, checkpoint, best, head, uncertainty, gives), trained reward models whose
       directories are separated by commas: the mean of their rewards (`gives='win_rate'`: see `win_rate`), less `uncertainty` times their standard
       deviation.
     tokenizer: the policy's. A reward model that has the same one reads the rollouts' tokens on the device; another one reads their text.
@@ -71,17 +72,26 @@ def build_rewards(specs: Mapping[str, Mapping[str, Any]], tokenizer: Tokenizer, 
 
 
 def _add_models(
-  rewards: Rewards, name: str, tokenizer: Tokenizer, mesh: Mesh, *, checkpoint: str, best: bool = False, uncertainty: float = 0.0, gives: str = 'reward'
+  rewards: Rewards,
+  name: str,
+  tokenizer: Tokenizer,
+  mesh: Mesh,
+  *,
+  checkpoint: str,
+  best: bool = False,
+  head: Mapping[str, Any] | None = None,
+  uncertainty: float = 0.0,
+  gives: str = 'reward',
 ) -> None:
   directories = [directory for directory in checkpoint.split(',') if directory]
   if not directories:
     raise InputError(f'rewards.{name}.checkpoint is empty: give the --workdir of a reward model')
   if gives not in ('reward', 'win_rate'):
     raise InputError(f"rewards.{name}.gives = '{gives}': choose 'reward' or 'win_rate'")
-  saved = [load_reward_model(directory, best=best, mesh=mesh) for directory in directories]
-  combine = lambda values, xp: xp.mean(values, 0) - uncertainty * xp.std(values, 0)
+  saved = [load_reward_model(directory, best=best, mesh=mesh, head=head) for directory in directories]
   own = tokenizer.backend.to_str()
-  if all(model.tokenizer.backend.to_str() == own and not model.data['suffix'] for model in saved):
+  as_rolled_out = lambda data: not data['suffix'] and data.get('layout', 'branch') == 'branch'
+  if all(model.tokenizer.backend.to_str() == own and as_rolled_out(model.data) for model in saved):
     rewards.params[name] = [model.params for model in saved]
 
     def on_device(params: Any, batch: Trees) -> Array:
@@ -90,11 +100,11 @@ def _add_models(
       for model, p in zip(saved, params, strict=True):
         scores = model.model.apply({'params': p}, plain)
         each.append(model.model.head.reward(scores) if gives == 'reward' else win_rate(model.model.head.preference_logits(scores), batch.response_ends >= 0))
-      return combine(jnp.stack(each), jnp)
+      return ensemble(jnp.stack(each), uncertainty=uncertainty)
 
     rewards.on_device[name] = on_device
     return
-  scorers = [inference.load(directory, best=best, bad_rows='lenient') for directory in directories]
+  scorers = [inference.load(directory, best=best, bad_rows='lenient', head=head) for directory in directories]
 
   def on_text(prompts: Sequence[str | Messages], completions: Sequence[str | Messages]) -> list[float | None]:
     records = _groups(prompts, completions)
@@ -103,7 +113,7 @@ def _add_models(
       found = scorer.score(records, scorer.encode)
       rows = [x.rewards if gives == 'reward' else np.asarray(win_rate(x.logits, np.isfinite(x.rewards))) for x in found]
       each.append(np.concatenate(rows))
-    return [None if np.isnan(value) else float(value) for value in combine(np.stack(each), np)]
+    return [None if np.isnan(value) else float(value) for value in np.asarray(ensemble(np.stack(each), uncertainty=uncertainty))]
 
   rewards.on_text[name] = on_text
 

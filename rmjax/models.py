@@ -1,6 +1,6 @@
 """A reward model is a backbone and a head."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -24,7 +24,7 @@ class RewardModel(nn.Module):
     backbone: tokens to hidden states [R, T, H].
     head: hidden states of responses and prompts to scores; see `rmjax.heads`. One whose `reads_logits` is true gets the next-token logits at
       each response's last token in place of its hidden state; one whose `reads_log_probs` is true gets log-probabilities of whole responses,
-      and a reference's.
+      and a reference's; one that has `of_logits` gets what that makes of the logits that predict each token, see `per_token`, and the batch.
     reference: a further backbone for that, which is never trained; None takes `backbone` without its adapters where there is need of one.
   """
 
@@ -39,6 +39,8 @@ class RewardModel(nn.Module):
     """
     if getattr(self.head, 'reads_log_probs', False):
       return self._implicit(batch)
+    if hasattr(self.head, 'of_logits'):
+      return self.head(*per_token(self.backbone, batch, self.head.of_logits), batch)
     hidden = self.backbone(batch.tokens, batch.positions, batch.subtree_end)
     responses = _states(hidden, batch.response_ends)
     if getattr(self.head, 'reads_logits', False):
@@ -69,9 +71,25 @@ def _states(hidden: Float[Array, 'R T H'], ends: Int[Array, 'R *S']) -> Float[Ar
 
 
 def _sequence_log_probs(decoder: Decoder, batch: Trees) -> tuple[Float[Array, 'R S N'], Float[Array, 'R S N']]:
-  """Sums over each response's tokens of log p(token), and of log p(token) - log sum_v p(v)^2.
+  """Sums over each response's tokens of log p(token), and of log p(token) - log sum_v p(v)^2."""
+
+  def of(logits: Array, tokens: Array) -> tuple[Array, Array]:
+    total = jax.nn.logsumexp(logits, -1)
+    log_p = jnp.take_along_axis(logits, tokens[..., None], -1)[..., 0] - total
+    return log_p, log_p - (jax.nn.logsumexp(2 * logits, -1) - 2 * total)
+
+  return tuple(response_sums(x, batch) for x in per_token(decoder, batch, of))
+
+
+def per_token(decoder: Decoder, batch: Trees, of_logits: Callable[[Array, Array], tuple[Array, ...]]) -> tuple[Float[Array, 'R T'], ...]:
+  """What a function makes of the logits that predict each token of a response; 0 for other tokens.
 
   Logits of the whole batch, [R, T, V], are never held: they are made a few columns at a time, in the backward pass again.
+
+  Args:
+    decoder: bound to its parameters: a submodule, or the argument of a function under `nn.apply`.
+    batch: trees; a token is predicted where its parent is.
+    of_logits: (float32[R, C, V], the tokens int32[R, C]) -> arrays [R, C].
   """
   rows, length = batch.tokens.shape
   count = -(-length // CHUNK)
@@ -81,18 +99,15 @@ def _sequence_log_probs(decoder: Decoder, batch: Trees) -> tuple[Float[Array, 'R
     x = jnp.pad(x, ((0, 0), (0, count * chunk - length), *((0, 0),) * (x.ndim - 2)))
     return x.reshape(rows, count, chunk, *x.shape[2:])
 
-  def of_chunk(decoder: Decoder, carry: tuple[()], xs: tuple[Array, Array]) -> tuple[tuple[()], tuple[Array, Array]]:
+  def of_chunk(decoder: Decoder, carry: tuple[()], xs: tuple[Array, Array]) -> tuple[tuple[()], tuple[Array, ...]]:
     hidden, tokens = xs
-    logits = decoder.unembed(hidden)
-    total = jax.nn.logsumexp(logits, -1)
-    log_p = jnp.take_along_axis(logits, tokens[..., None], -1)[..., 0] - total
-    return carry, (log_p, log_p - (jax.nn.logsumexp(2 * logits, -1) - 2 * total))
+    return carry, of_logits(decoder.unembed(hidden), tokens)
 
   scan = nn.scan(nn.remat(of_chunk, prevent_cse=False), variable_broadcast='params', split_rngs={'params': False}, in_axes=1, out_axes=1)
-  before = gather(decoder(batch.tokens, batch.positions, batch.subtree_end), batch.parents)  # a token is predicted where its parent is
+  before = gather(decoder(batch.tokens, batch.positions, batch.subtree_end), batch.parents)
   _, found = scan(decoder, (), (cut(before), cut(batch.tokens)))
   known = (batch.response_ids >= 0) & (batch.parents >= 0)
-  return tuple(response_sums(jnp.where(known, x.reshape(rows, -1)[:, :length], 0.0), batch) for x in found)
+  return tuple(jnp.where(known, x.reshape(rows, -1)[:, :length], 0.0) for x in found)
 
 
 def _frozen(variables: Any) -> Any:

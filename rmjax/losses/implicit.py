@@ -8,6 +8,7 @@ A config names them with a head `rmjax.heads.implicit:ImplicitRewardHead`. What 
   CPO          the same, head.reference 'none', and `chosen_negative_log_likelihood`
   ORPO         `odds_ratio` and `chosen_negative_log_likelihood`, head.reference 'none'
   RPO          the same as DPO, and `chosen_negative_log_likelihood`
+  LOGO         `simpo_multi` and 0.05 times `chosen_negative_log_likelihood`, head.reference 'none'
   K-wise DPO   plackett_luce of `rmjax.losses.listwise`
   Preferred-FT `chosen_negative_log_likelihood` alone
   SFT          `negative_log_likelihood`, per 'token'
@@ -141,6 +142,33 @@ def kto(
   good, known = ratings > 0.5, ~jnp.isnan(ratings)
   gain = jnp.where(good, rewards - baseline, baseline - rewards)
   return jnp.where(known, jnp.where(good, desirable, undesirable) * jax.nn.sigmoid(-gain), 0.0)
+
+
+def simpo_multi(
+  log_probs: Float[Array, '*B N'], num_tokens: Int[Array, '*B N'], wins: Float[Array, '*B N N'], beta: float = 2.5, gamma: float = 0.5, average: bool = True
+) -> Float[Array, '*B']:
+  """-log sigmoid(beta (log p of the winner - the mean over those it beat of theirs) - gamma): SimPO against V negatives at once, without a reference.
+
+  Args:
+    log_probs: of each response, summed over its tokens.
+    num_tokens: of each response: of what is generated, never of its context.
+    wins: wins[i, j] + wins[j, i] = 1 where i and j were compared, else 0. Soft labels weigh the negatives, and the response by its largest.
+    beta: scale of the difference.
+    gamma: what the winner owes.
+    average: log-probabilities are a token's share (SimPO) instead of sums.
+
+  Returns:
+    The sum over responses that beat another: one, where one judgment is right and V are wrong. V = 1 with gamma = 0 and sums is DPO with no reference.
+
+  Reference: LongRM (2025), LOGO, section 4 [reconstructed: beta / V before the sum over negatives, whose typesetting is ambiguous]. Section 5.1 has gamma =
+  2.5 and beta = 0.5, Table 5 the reverse, as is common for SimPO, and here. Meng et al., SimPO (2024), eq. 6.
+  """
+  chex.assert_equal_shape([log_probs, num_tokens])
+  score = beta * (_per_token(log_probs, num_tokens) if average else log_probs.astype(jnp.float32))
+  wins = wins.astype(jnp.float32)
+  total = wins.sum(-1)
+  beaten = jnp.sum(wins * score[..., None, :], -1) / jnp.where(total > 0, total, 1.0)
+  return -jnp.sum(wins.max(-1) * jax.nn.log_sigmoid(score - beaten - gamma), -1)
 
 
 def odds_ratio(log_probs: Float[Array, '*B N'], num_tokens: Int[Array, '*B N'], wins: Float[Array, '*B N N']) -> Float[Array, '*B']:

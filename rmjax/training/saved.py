@@ -101,20 +101,24 @@ def init_params(model: nn.Module, path: str, mesh: Mesh, key: jax.Array) -> Any:
   return params if reference is None else {**params, 'reference': jax.tree.map(jnp.copy, params['backbone'])}
 
 
-def load_reward_model(directory: Path | str, *, best: bool = False, mesh: Mesh | None = None) -> Saved:
+def load_reward_model(directory: Path | str, *, best: bool = False, mesh: Mesh | None = None, head: Mapping[str, Any] | None = None) -> Saved:
   """Loads a trained reward model.
 
   Args:
     directory: the --workdir of a training run, or a Hugging Face directory of a `...ForSequenceClassification` model with one label.
     best: the checkpoint that was best by the run's metric, instead of the newest.
     mesh: where parameters go; one device if None.
+    head: dict(name, **fields) of a head without parameters to read any language model by, a Hugging Face directory or the newest of a run, instead
+      of the directory's own: `rmjax.rewards.endogenous:EndogenousHead`, or `ImplicitRewardHead` without a reference.
 
   Raises:
-    InputError: the directory is neither, or is broken.
+    InputError: the directory is neither, or is broken, or `head` has parameters.
   """
   directory, mesh = Path(directory), mesh or one_device_mesh()
   if not directory.is_dir():
     raise InputError(f'{directory} does not exist: give the --workdir of a training run or a Hugging Face directory')
+  if head:
+    return _language_model(directory, mesh, head)
   if is_policy(directory):
     raise InputError(f'{directory} is a policy, which was optimized against rewards and is none itself: give the --workdir of a reward model')
   if _is_run(directory):
@@ -123,18 +127,38 @@ def load_reward_model(directory: Path | str, *, best: bool = False, mesh: Mesh |
     if cached and not settings['path']:
       raise InputError(f'{directory} read its reference from the data: it cannot be found again without config.model.path')
     model, params, tokenizer = _load_run(directory, mesh, best=best, reference='frozen' if cached else '')
-    data = {name: text[name] for name in ('max_length', 'too_long', 'text_prompts')} | {'suffix': text.get('suffix', '')}  # older runs have none
+    data = {name: text[name] for name in ('max_length', 'too_long', 'text_prompts')}
+    data |= {name: text.get(name, usual) for name, usual in (('suffix', ''), ('layout', 'branch'), ('separator', ''))}  # older runs have none
     if cached and model.reference is not None:  # what was read once from the data is computed where other data are scored
       params['reference'] = load_backbone(settings['path'], abstract_params(model, mesh)['backbone'])
     return Saved(model, params, tokenizer, data)
   config = pretrained.read_config(directory)
   if pretrained.load_score(directory) is None:
-    raise InputError(f'{directory} has no reward head (score.weight): train one with --config.model.path={directory}')
+    raise InputError(
+      f'{directory} has no reward head (score.weight): train one with --config.model.path={directory}, or read its own likelihoods as rewards '
+      'with --head=rmjax.rewards.endogenous:EndogenousHead'
+    )
   model = build(config, dtype='float32', remat='none', head=dict(name='rmjax.heads.scalar:ScalarHead'), lora=dict(rank=0))
   params = _read(directory, abstract_params(model, mesh))
-  text = json.loads((directory / 'config.json').read_text()).get('rmjax', {})  # our own exports say how their text was prepared
-  data = dict(max_length=config.max_positions, too_long='truncate', text_prompts='plain', suffix='') | text
-  return Saved(model, params, Tokenizer.load(directory), data)
+  return Saved(model, params, Tokenizer.load(directory), _text_settings(directory, config))
+
+
+def _text_settings(directory: Path, config: DecoderConfig) -> dict[str, Any]:
+  """How a Hugging Face directory's text is prepared; our own exports say so."""
+  text = {} if _is_run(directory) else json.loads((directory / 'config.json').read_text()).get('rmjax', {})
+  return dict(max_length=config.max_positions, too_long='truncate', text_prompts='plain', suffix='') | text
+
+
+def _language_model(directory: Path, mesh: Mesh, head: Mapping[str, Any]) -> Saved:
+  """Any language model, read by a head that has no parameters."""
+  config, tokenizer = read_config(directory), Tokenizer.load(tokenizer_directory(directory))
+  model = build(config, dtype='float32', remat='none', head=resolve_head(head, tokenizer, ''), lora=dict(rank=0))
+  abstract = abstract_params(model, mesh)
+  if extra := sorted(abstract.keys() - {'backbone'}):
+    raise InputError(
+      f'head {head["name"]} wants the parameters {", ".join(extra)}, which {directory} lacks: choose one without, rmjax.rewards.endogenous:EndogenousHead'
+    )
+  return Saved(model, {'backbone': load_backbone(directory, abstract['backbone'])}, tokenizer, _text_settings(directory, config))
 
 
 def load_backbone(path: Path | str, abstract: Any) -> Any:

@@ -205,3 +205,43 @@ def test_ipo_s_optimum_is_the_share_of_wins():
     wins = jnp.array([[0.0, share], [1 - share, 0.0]])
     h = minimise(lambda h, wins=wins: implicit.ipo(pair(h, beta), wins, jnp.array(beta)), jnp.float32(0.0), rate=0.2, steps=200)
     np.testing.assert_allclose(h, (share - 0.5) / beta, atol=1e-5)
+
+
+def logo(log_probs, num_tokens, **options):
+  """Of a first response that beats all others."""
+  count = len(log_probs)
+  wins = np.zeros((count, count), np.float32)
+  wins[0, 1:] = 1
+  return float(implicit.simpo_multi(jnp.array(log_probs, jnp.float32), jnp.array(num_tokens), wins, **options))
+
+
+@pytest.mark.parametrize(('gamma', 'expected'), [(2.5, 2.578890), (0.5, 0.974077), (0.0, 0.693147)])
+@pytest.mark.parametrize('negatives', [1, 2, 5])
+def test_logo_of_equal_average_log_probs_is_the_card_s(gamma, expected, negatives):
+  lengths = np.arange(2, 3 + negatives)  # unequal lengths, the same share of a token
+  assert logo(-0.7 * lengths, lengths, gamma=gamma, beta=0.5) == pytest.approx(expected, abs=1e-6)
+
+
+def test_logo_by_hand_and_what_it_is_in_special_cases():
+  log_probs, lengths = [-2.0, -9.0, -4.0], [4, 6, 2]
+  gap = 2.5 * (-2 / 4 - (-9 / 6 - 4 / 2) / 2) - 0.5
+  assert logo(log_probs, lengths) == pytest.approx(np.log1p(np.exp(-gap)), rel=1e-6)
+  summed = 0.1 * (-2 - (-9 - 4) / 2)
+  assert logo(log_probs, lengths, average=False, beta=0.1, gamma=0.0) == pytest.approx(np.log1p(np.exp(-summed)), rel=1e-6)
+  wins = jnp.array([[0.0, 0.7], [0.3, 0.0]])  # V = 1, gamma = 0, sums: DPO with no reference, soft labels too
+  values = 0.1 * jnp.array(log_probs[:2])
+  dpo = preference_cross_entropy(values[:, None] - values[None], wins)
+  found = implicit.simpo_multi(jnp.array(log_probs[:2]), jnp.array(lengths[:2]), wins, beta=0.1, gamma=0.0, average=False)
+  np.testing.assert_allclose(found, dpo, rtol=1e-6)
+  simpo = implicit.simpo_multi(jnp.array(log_probs[:2]), jnp.array(lengths[:2]), jnp.array([[0.0, 1.0], [0.0, 0.0]]), beta=2.0, gamma=1.0)
+  average = 2.0 * jnp.array(log_probs[:2]) / jnp.array(lengths[:2])
+  np.testing.assert_allclose(simpo, preference_cross_entropy(average[:, None] - average[None], jnp.array([[0.0, 1.0], [0.0, 0.0]]), margin=1.0), rtol=1e-6)
+
+
+def test_logo_pushes_the_winner_up_and_its_negatives_down_alike():
+  """An absent or uncompared response has no part in it."""
+  wins = np.zeros((4, 4), np.float32)
+  wins[1, [0, 2]] = 1
+  gradient = jax.grad(lambda x: implicit.simpo_multi(x, jnp.array([3, 3, 3, 0]), wins))(jnp.array([-3.0, -2.0, -4.0, 0.0]))
+  assert gradient[1] < 0 and gradient[3] == 0
+  np.testing.assert_allclose(gradient[jnp.array([0, 2])], -gradient[1] / 2, rtol=1e-6)
