@@ -24,7 +24,8 @@ class RewardModel(nn.Module):
     backbone: tokens to hidden states [R, T, H].
     head: hidden states of responses and prompts to scores; see `rmjax.heads`. One whose `reads_logits` is true gets the next-token logits at
       each response's last token in place of its hidden state; one whose `reads_log_probs` is true gets log-probabilities of whole responses,
-      and a reference's; one that has `of_logits` gets what that makes of the logits that predict each token, see `per_token`, and the batch.
+      and a reference's; one that has `of_logits` gets what that makes of the logits that predict each token, see `per_token`, and the batch, after
+      the hidden states at those columns [R, S, N] that its `columns` gives of the batch, if it has that too.
     reference: a further backbone for that, which is never trained; None takes `backbone` without its adapters where there is need of one.
   """
 
@@ -40,7 +41,9 @@ class RewardModel(nn.Module):
     if getattr(self.head, 'reads_log_probs', False):
       return self._implicit(batch)
     if hasattr(self.head, 'of_logits'):
-      return self.head(*per_token(self.backbone, batch, self.head.of_logits), batch)
+      hidden = self.backbone(batch.tokens, batch.positions, batch.subtree_end)
+      states = [_states(hidden, self.head.columns(batch))] if hasattr(self.head, 'columns') else []
+      return self.head(*states, *per_token(self.backbone, batch, self.head.of_logits, hidden=hidden), batch)
     hidden = self.backbone(batch.tokens, batch.positions, batch.subtree_end)
     responses = _states(hidden, batch.response_ends)
     if getattr(self.head, 'reads_logits', False):
@@ -81,32 +84,49 @@ def _sequence_log_probs(decoder: Decoder, batch: Trees) -> tuple[Float[Array, 'R
   return tuple(response_sums(x, batch) for x in per_token(decoder, batch, of))
 
 
-def per_token(decoder: Decoder, batch: Trees, of_logits: Callable[[Array, Array], tuple[Array, ...]]) -> tuple[Float[Array, 'R T'], ...]:
+def per_token(
+  decoder: Decoder,
+  batch: Trees,
+  of_logits: Callable[[Array, Array], tuple[Array, ...]],
+  *,
+  chunk: int = CHUNK,
+  hidden: Float[Array, 'R T H'] | None = None,
+) -> tuple[Float[Array, 'R T'], ...]:
   """What a function makes of the logits that predict each token of a response; 0 for other tokens.
 
-  Logits of the whole batch, [R, T, V], are never held: they are made a few columns at a time, in the backward pass again.
+  Logits of the whole batch, [R, T, V], are never held: they are made a few columns at a time, in the backward pass again, and not at all for columns
+  in which no row has a response, such as those of prompts that a rollout has on its left.
 
   Args:
     decoder: bound to its parameters: a submodule, or the argument of a function under `nn.apply`.
     batch: trees; a token is predicted where its parent is.
-    of_logits: (float32[R, C, V], the tokens int32[R, C]) -> arrays [R, C].
+    of_logits: (float32[R, C, V], the tokens int32[R, C]) -> float32 arrays [R, C].
+    chunk: most columns whose logits are held at a time; None for `CHUNK`.
+    hidden: what the decoder makes of the batch, where it is known already.
   """
   rows, length = batch.tokens.shape
-  count = -(-length // CHUNK)
+  count = -(-length // (chunk or CHUNK))
   chunk = -(-length // count)
 
   def cut(x: Array) -> Array:
     x = jnp.pad(x, ((0, 0), (0, count * chunk - length), *((0, 0),) * (x.ndim - 2)))
     return x.reshape(rows, count, chunk, *x.shape[2:])
 
-  def of_chunk(decoder: Decoder, carry: tuple[()], xs: tuple[Array, Array]) -> tuple[tuple[()], tuple[Array, ...]]:
-    hidden, tokens = xs
-    return carry, of_logits(decoder.unembed(hidden), tokens)
+  def of_chunk(decoder: Decoder, carry: tuple[()], xs: tuple[Array, Array, Array]) -> tuple[tuple[()], tuple[Array, ...]]:
+    hidden, tokens, known = xs
+    compute = lambda decoder, hidden: of_logits(decoder.unembed(hidden), tokens)
+    if decoder.is_initializing():
+      return carry, compute(decoder, hidden)
+    logits = jax.ShapeDtypeStruct((rows, chunk, decoder.config.vocab_size), jnp.float32)
+    nothing = lambda decoder, hidden: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of_logits, logits, tokens))
+    return carry, nn.cond(known.any(), compute, nothing, decoder, hidden)
 
   scan = nn.scan(nn.remat(of_chunk, prevent_cse=False), variable_broadcast='params', split_rngs={'params': False}, in_axes=1, out_axes=1)
-  before = gather(decoder(batch.tokens, batch.positions, batch.subtree_end), batch.parents)
-  _, found = scan(decoder, (), (cut(before), cut(batch.tokens)))
+  if hidden is None:
+    hidden = decoder(batch.tokens, batch.positions, batch.subtree_end)
+  before = gather(hidden, batch.parents)
   known = (batch.response_ids >= 0) & (batch.parents >= 0)
+  _, found = scan(decoder, (), (cut(before), cut(batch.tokens), cut(known)))
   return tuple(jnp.where(known, x.reshape(rows, -1)[:, :length], 0.0) for x in found)
 
 

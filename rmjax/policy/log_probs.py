@@ -2,13 +2,15 @@
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float, ScalarLike
 
 from rmjax.backbones.decoder import Decoder
 from rmjax.errors import InputError
-from rmjax.trees import Array, gather, Trees
+from rmjax.models import per_token
+from rmjax.trees import Array, Trees
 
 
 def token_log_probs(
@@ -31,21 +33,9 @@ def token_log_probs(
   """
   if chunk < 0:
     raise InputError(f'chunk = {chunk}: it must be positive, or 0 for all columns at once')
-  hidden = decoder.apply({'params': params}, batch.tokens, batch.positions, batch.subtree_end)
 
-  def of(hidden, tokens):
-    logits = decoder.apply({'params': params}, hidden, method='unembed') / temperature
-    log_p = jax.nn.log_softmax(logits)
+  def of(logits: Array, tokens: Array) -> tuple[Array, Array]:
+    log_p = jax.nn.log_softmax(logits / temperature)
     return jnp.take_along_axis(log_p, tokens[..., None], -1)[..., 0], -jnp.sum(jnp.exp(log_p) * log_p, -1)
 
-  rows, length = batch.tokens.shape
-  before = gather(hidden, batch.parents)
-  if chunk and chunk < length:
-    count = -(-length // chunk)
-    cut = lambda x: jnp.moveaxis(jnp.pad(x, [(0, 0), (0, count * chunk - length), *[(0, 0)] * (x.ndim - 2)]).reshape(rows, count, chunk, *x.shape[2:]), 1, 0)
-    join = lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, -1)[:, :length]
-    out = tuple(map(join, jax.lax.map(jax.checkpoint(lambda xs: of(*xs)), (cut(before), cut(batch.tokens)))))
-  else:
-    out = of(before, batch.tokens)
-  known = (batch.response_ids >= 0) & (batch.parents >= 0)
-  return tuple(jnp.where(known, x, 0.0) for x in out)
+  return nn.apply(lambda decoder: per_token(decoder, batch, of, chunk=chunk or batch.tokens.shape[1]), decoder)({'params': params})
