@@ -89,7 +89,7 @@ def per_token(
   batch: Trees,
   of_logits: Callable[[Array, Array], tuple[Array, ...]],
   *,
-  chunk: int = CHUNK,
+  chunk: int | None = None,
   hidden: Float[Array, 'R T H'] | None = None,
 ) -> tuple[Float[Array, 'R T'], ...]:
   """What a function makes of the logits that predict each token of a response; 0 for other tokens.
