@@ -35,6 +35,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.data = dict(
     train='',  # files, separated by commas; '' takes `world`
     eval='',
+    mixture='',  # weights of the parts of `train`, separated by commas: shares of the records read; '' reads every record as often as any other
     columns='',  # 'ours=theirs' pairs, separated by commas
     tokenizer='',  # directory; '' is model.path
     max_length=1024,  # tokens of prompt and response together
@@ -42,6 +43,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     too_long='truncate',  # or 'refuse'; either way they are counted in the result
     bad_rows='strict',  # or 'lenient', which counts them and goes on
     suffix='',  # text after each response, in place of the end-of-text token: '\nScore:' for a head that reads the next token
+    layout='branch',  # responses that are blind to one another; or 'chain', each after the one before, in an order that every reading draws anew
+    separator='',  # text between the responses of a chain
+    orders=1,  # of its responses that the evaluation has each record in: see rmjax.evaluation.orders
     levels=0,  # number of quality levels that the label `quality` has; comparisons that contradict them are taken out and counted
   )
   config.world = dict(name='')

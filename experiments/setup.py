@@ -12,10 +12,12 @@ import ml_collections
 from rmjax import named
 from rmjax.backbones.decoder import Decoder, DecoderConfig
 from rmjax.backbones.lora import FROZEN
+from rmjax.data.mixture import Mixture
+from rmjax.data.ordering import Orders, ShuffledResponses
 from rmjax.data.pipeline import Encode, Source
 from rmjax.data.quality import compatible
 from rmjax.data.records import Record
-from rmjax.data.sources import open_source
+from rmjax.data.sources import open_source, split_spec
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.data.unpaired import Unpaired
 from rmjax.errors import InputError
@@ -73,11 +75,15 @@ def setup(config: ml_collections.ConfigDict, *, mesh: Mesh | None = None) -> Set
     InputError: something in the config, the data or the checkpoint to start from cannot be used; the message names it.
   """
   train_source, eval_source, tokenizer = open_data(config)
-  text = {name: config.data[name] for name in ('max_length', 'too_long', 'text_prompts', 'suffix')}
+  text = {name: config.data[name] for name in ('max_length', 'too_long', 'text_prompts', 'suffix', 'layout', 'separator')}
   encode_all = functools.partial(tokenizer.encode_record, **text, bad_rows=config.data.bad_rows)
   encode = functools.partial(encode_all, max_size=config.train.length)
   if config.data.get('unpaired', False):
     train_source, eval_source = Unpaired(train_source), Unpaired(eval_source)
+  if config.data.layout == 'chain':
+    train_source = ShuffledResponses(train_source)
+  if config.data.orders != 1:
+    eval_source = Orders(eval_source, config.data.orders)
   if config.data.levels:
     encode = functools.partial(_encode_compatible, encode, levels=config.data.levels)
   mesh = mesh or make_mesh(**config.mesh)
@@ -88,7 +94,7 @@ def setup(config: ml_collections.ConfigDict, *, mesh: Mesh | None = None) -> Set
   model = build(decoder, **{**settings, 'head': resolve_head(settings['head'], tokenizer, config.data.suffix)})
 
   shape = dict(rows=config.train.rows, length=config.train.length, slots=config.train.slots, responses=config.train.responses)
-  if getattr(model.head, 'reads_labels', ()):
+  if 'ref_log_probs' in getattr(model.head, 'reads_labels', ()):
     if not path:
       raise InputError("config.model.head.reference = 'cached' and config.model.path is empty: a reference is a trained model; give its directory")
     plain = Decoder(decoder, dtype=jnp.dtype(config.model.dtype))
@@ -150,7 +156,8 @@ def open_data(config: ml_collections.ConfigDict) -> tuple[Source, Source, Tokeni
   """
   if config.data.train and config.data.eval:
     columns = dict(pair.split('=', 1) for pair in config.data.columns.split(',') if '=' in pair)
-    sources = [open_source(files, columns=columns, bad_rows=config.data.bad_rows) for files in (config.data.train, config.data.eval)]
+    read = functools.partial(open_source, columns=columns, bad_rows=config.data.bad_rows)
+    sources = [_mix(config.data.train, config.data.mixture, read) if config.data.mixture else read(config.data.train), read(config.data.eval)]
     path = config.data.tokenizer or (config.model.path and tokenizer_directory(config.model.path))
     if not path:
       raise InputError('config.data.tokenizer is empty: give a directory with a tokenizer.json, or a config.model.path that has one')
@@ -161,6 +168,14 @@ def open_data(config: ml_collections.ConfigDict) -> tuple[Source, Source, Tokeni
     missing = 'train' if not config.data.train else 'eval'
     raise InputError(f'config.data.{missing} is empty: give --config.data.{missing}=FILE (JSON Lines, Parquet or tfds:NAME)')
   return *sources, Tokenizer.load(path)
+
+
+def _mix(spec: str, weights: str, read: Callable[[str], Source]) -> Mixture:
+  try:
+    numbers = [float(weight) for weight in weights.split(',')]
+  except ValueError:
+    raise InputError(f"config.data.mixture = '{weights}': give numbers, separated by commas") from None
+  return Mixture([read(part) for part in split_spec(spec)], numbers)
 
 
 def open_world(config: ml_collections.ConfigDict) -> list[Source]:

@@ -79,6 +79,7 @@ def _finish(fields: Fields, row: Row, where: str) -> Record:
     where=where,
     labels=fields.get('labels', {}),
     columns=row,
+    critiques=fields.get('critiques', ()),
   )
 
 
@@ -86,13 +87,20 @@ def _finish(fields: Fields, row: Row, where: str) -> Record:
 
 
 def _chosen_rejected(row: Row) -> Fields:
-  """TRL and RewardBench 1: one chosen, one rejected; the prompt apart, or inside both. RewardBench 2 has lists of them."""
+  """TRL and RewardBench 1: one chosen, one rejected; the prompt apart, or inside both. RewardBench 2 has lists of them.
+
+  `is_tie` says that neither is better; `chosen_critique` and `rejected_critique` what is to be said of each, null where nothing is known.
+  """
   if any(isinstance(row[name], (list, tuple)) and not _is_messages(row[name]) for name in ('chosen', 'rejected')):
     return _lists(row)
   prompt, responses = _split(row, ('chosen', 'rejected'))
   _different('chosen', 'rejected', responses)
   ratings = [_number(row, f'score_{name}', math.nan) for name in ('chosen', 'rejected')]
-  return dict(prompt=prompt, responses=responses, wins=pairwise_wins(2, [(0, 1, 1.0)]), ratings=ratings)
+  if row.get('is_tie') not in (None, False, True):
+    raise _Bad('is_tie', f'{_short(row["is_tie"])} is neither true nor false')
+  fields = dict(prompt=prompt, responses=responses, wins=pairwise_wins(2, [(0, 1, 0.5 if row.get('is_tie') else 1.0)]), ratings=ratings)
+  names = ('chosen_critique', 'rejected_critique')
+  return dict(fields, critiques=_critiques(names, [row.get(name) for name in names])) if any(name in row for name in names) else fields
 
 
 def _lists(row: Row) -> Fields:
@@ -106,12 +114,19 @@ def _lists(row: Row) -> Fields:
 
 
 def _many(row: Row) -> Fields:
-  """N-way: `responses` with `ratings`, or `ranks` (1 is the best), or `wins` (who beat whom), or nothing yet; `labels` are further numbers."""
+  """N-way: `responses` with `ratings`, or `ranks` (1 is the best), or `wins` (who beat whom), or nothing yet; `labels` are further numbers.
+
+  `critiques` are texts, one a response, null where nothing is known.
+  """
   texts = _responses('responses', row['responses'])
   values = {name: _numbers(row, name, len(texts)) for name in ('ratings', 'ranks') if row.get(name) is not None}
   fields = dict(prompt=_prompt(row), responses=texts, ratings=values.get('ratings', [math.nan] * len(texts)))
   if isinstance(row.get('labels'), Mapping):
     fields['labels'] = {name: _label(f'labels.{name}', value, len(texts)) for name, value in row['labels'].items()}
+  if (critiques := row.get('critiques')) is not None:
+    if not isinstance(critiques, (list, tuple)) or len(critiques) != len(texts):
+      raise _Bad('critiques', f'{len(texts)} texts are wanted, one a response, not {_short(critiques)}')
+    fields['critiques'] = _critiques([f'critiques[{i}]' for i in range(len(texts))], critiques)
   if row.get('wins') is not None:
     return dict(fields, wins=_tournament(row['wins'], len(texts)))
   return dict(fields, wins=_rated(texts, [-rank for rank in values['ranks']] if 'ranks' in values else fields['ratings']))
@@ -331,6 +346,11 @@ def _responses(column: str, values: Any) -> list[str]:
   if not isinstance(values, (list, tuple)) or not values:
     raise _Bad(column, f'a list of texts is wanted, not {_short(values)}')
   return [_response(f'{column}[{i}]', value) for i, value in enumerate(values)]
+
+
+def _critiques(names: Sequence[str], values: Sequence[Any]) -> tuple[str, ...]:
+  """One text a response, '' where there is none."""
+  return tuple('' if value is None else _text(name, value) for name, value in zip(names, values, strict=True))
 
 
 def _different(one: str, two: str, responses: Sequence[str]) -> None:

@@ -84,7 +84,7 @@ def train_batches(
   The iterator's state is small and can be saved (`get_state`, `grain.checkpoint`); set again, it goes on with the very next batch.
 
   Args:
-    source: records.
+    source: records. One with `draw(index, rng)` draws a record anew each time that it is read; one with `parts`, see `mixed`, is a mixture.
     encode: record -> tree or reason.
     rows: R of this process.
     length: T.
@@ -101,10 +101,32 @@ def train_batches(
   if len(source) < process_count:
     raise InputError(f'the training data has {len(source)} records for {process_count} processes: there is nothing to train on')
   shape = dict(rows=rows, length=length, slots=slots, responses=responses)
-  dataset = grain.MapDataset.source(_Encoded(source, encode, **shape)).seed(seed % 2**32).shuffle()[process_index::process_count]
-  stream = dataset.repeat().to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=64))
-  packed = _PackIterDataset(stream, shape, most_refused=2 * len(dataset))  # so many in a row include a whole epoch
+  encoded = _Encoded(source, encode, **shape)
+  shuffled = lambda numbers, seed: numbers.seed(seed % 2**32).shuffle()[process_index::process_count].repeat()
+  numbers = mixed(source, lambda numbers, part: shuffled(numbers, seed + part))
+  if hasattr(source, 'draw'):
+    dataset = numbers.seed(seed % 2**32).random_map(encoded.draw)
+  else:
+    dataset = numbers.map(encoded.__getitem__)
+  stream = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=64))
+  packed = _PackIterDataset(stream, shape, most_refused=2 * -(-len(source) // process_count))  # so many in a row include a whole epoch
   return iter(grain.experimental.ThreadPrefetchIterDataset(packed, prefetch_buffer_size=prefetch))
+
+
+def mixed(source: Source, order: Callable[[grain.MapDataset[int], int], grain.MapDataset[int]]) -> grain.MapDataset[int]:
+  """Numbers of records without end, of each part of a mixture as often as its weight says.
+
+  Args:
+    source: its `parts`, if it has some, are (number of records, weight) of each part, in their order. A part that is read more often than it has
+      records begins anew, whatever the others do.
+    order: (numbers of a part's records, number of the part) -> these without end, in the order in which they are read.
+  """
+  parts = getattr(source, 'parts', ())
+  if not parts:
+    return order(grain.MapDataset.range(len(source)), 0)
+  stops = np.cumsum([size for size, _ in parts]).tolist()
+  ranges = [grain.MapDataset.range(stop - size, stop) for stop, (size, _) in zip(stops, parts, strict=True)]
+  return grain.MapDataset.mix([order(numbers, part) for part, numbers in enumerate(ranges)], [weight for _, weight in parts])
 
 
 def eval_batches(
@@ -153,7 +175,12 @@ class _Encoded:
     return len(self._source)
 
   def __getitem__(self, index: SupportsIndex) -> trees.Tree | str:
-    record = self._source[index]
+    return self._fit(self._source[index], index)
+
+  def draw(self, index: SupportsIndex, rng: np.random.Generator) -> trees.Tree | str:
+    return self._fit(self._source.draw(index, rng), index)
+
+  def _fit(self, record: Record, index: SupportsIndex) -> trees.Tree | str:
     tree = self._encode(record)
     if isinstance(tree, str):
       return tree

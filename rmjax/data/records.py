@@ -33,6 +33,7 @@ class Record:
     where: 'file:line', for messages.
     labels: further numbers, each of shape [], [N] or [N, N]; a data set has the same names throughout (a world's `gold` [N], ...).
     columns: the row that it was read from, for benchmarks (id, language) and for functions of text.
+    critiques: N texts, what is to be said of each response, '' where nothing is known; () in data without any.
   """
 
   prompt: str | Messages
@@ -45,6 +46,7 @@ class Record:
   where: str = ''
   labels: Mapping[str, np.ndarray | np.generic] = dataclasses.field(default_factory=dict)
   columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  critiques: tuple[str, ...] = ()
 
 
 def pairwise_wins(num_responses: int, pairs: Sequence[tuple[int, int, float]]) -> np.ndarray:

@@ -28,11 +28,11 @@ PLAIN_TEMPLATE = (
 
 
 class Encoded(NamedTuple):
-  """The tokens of a path: of prompt, response and suffix."""
+  """The tokens of a path: of prompt, response, suffix and critique."""
 
   ids: list[int]
   first: int  # place of the response's first
-  tail: int = 0  # how many at the end hold a character of the suffix
+  tail: int = 0  # how many at the end are not to be cut: those that hold a character of the suffix, and the critique's
 
 
 class Tokenizer:
@@ -211,6 +211,8 @@ class Tokenizer:
     bad_rows: str = 'strict',
     text_prompts: str = 'plain',
     suffix: str = '',
+    layout: str = 'branch',
+    separator: str = '',
   ) -> trees.Tree | str:
     """A record's tree: the tokens that all its responses share, once, and then each response.
 
@@ -224,34 +226,51 @@ class Tokenizer:
       text_prompts: 'plain' joins prompt and response as they are, 'chat' takes a text prompt for what the user says.
       suffix: text that follows each response in place of the end-of-text token (or of what the chat template ends a turn with), for a head
         that reads what comes next; it is tokenised with the whole and belongs to the response. Truncation cuts a response before it.
+      layout: 'branch' has responses that are blind to one another, 'chain' each after the one before, which it sees. The tokens of a response
+        are the same; in a chain the whole tree is one path, of at most max_length tokens.
+      separator: text between the responses of a chain; no response holds it.
 
     Returns:
-      The tree, with labels `wins`, `ratings`, `weights`, `margins`, `truncated` and the record's own; or why it is refused.
+      The tree, with labels `wins`, `ratings`, `weights`, `margins`, `truncated` and the record's own; or why it is refused. Where the record
+      has critiques, each follows its response (and whatever ends that), with an end-of-text token, as more of its tokens; label `critique_lengths`
+      int32[N] says how many of a response's last tokens they are. Truncation cuts the response before.
 
     Raises:
-      BadRecord: a response has no tokens, or the chat template refuses the messages.
-      InputError: an argument has no such choice.
+      BadRecord: a response has no tokens or holds the separator, the chat template refuses the messages, or there are not as many critiques as responses.
+      InputError: an argument has no such choice, or the tokenizer does not know the separator.
+
+    Reference: the chain is the layout of YOJO (2026); that each response keeps its end-of-text token there is ours.
     """
+    _check_choice('layout', layout, ('branch', 'chain'))
     _check_choice('too_long', too_long, ('truncate', 'refuse'))
     _check_choice('bad_rows', bad_rows, ('strict', 'lenient'))
     _check_choice('text_prompts', text_prompts, ('plain', 'chat'))
     prompt = record.prompt
     if text_prompts == 'chat' and isinstance(prompt, str) and prompt:
       prompt = [{'role': 'user', 'content': prompt}]
+    between = None
+    if layout == 'chain':
+      between = self._separator_ids(separator)
+      max_size = max_length if max_size is None else min(max_length, max_size)
     try:
       encoded = [self._encode(prompt, response, suffix) for response in record.responses]
+      if between:
+        _check_separator(record.responses, encoded, separator, between)
+      critiques = self._critique_ids(record)
+      encoded = [one._replace(ids=one.ids + ids, tail=one.tail + len(ids)) for one, ids in zip(encoded, critiques, strict=True)]
     except InputError as e:
       if bad_rows == 'lenient':
         return f'{record.where}: {e}'
       raise BadRecord(f'{record.where}: {e}') from e
-    tree, longest = _tree(encoded), max(len(one.ids) for one in encoded)
+    tree, longest = _tree(encoded, between), max(len(one.ids) for one in encoded)
     reason = None
     if longest > max_length:
       reason = f'{record.where}: {longest} tokens, and data.max_length is {max_length}'
     elif max_size is not None and trees.size(tree) > max_size:
-      reason = f'{record.where}: prompt and responses take {trees.size(tree)} tokens, and a row has {max_size}'
+      most = f'data.max_length is {max_length}' if max_size == max_length else f'a row has {max_size}'
+      reason = f'{record.where}: prompt and responses take {trees.size(tree)} tokens, and {most}'
     if reason:
-      tree = self._truncate(encoded, max_length, max_size) if too_long == 'truncate' else None
+      tree = self._truncate(encoded, max_length, max_size, between) if too_long == 'truncate' else None
     if tree is None:
       return reason
     labels = {
@@ -260,18 +279,34 @@ class Tokenizer:
       'weights': np.float32(record.weight),
       'margins': np.float32(record.margin),
       'truncated': np.int32(bool(reason)),
+      **({'critique_lengths': np.array([len(ids) for ids in critiques], np.int32)} if record.critiques else {}),
       **record.labels,
     }
     return tree._replace(labels=labels)
 
-  def _truncate(self, encoded: Sequence[Encoded], max_length: int, max_size: int | None) -> trees.Tree | None:
+  def _critique_ids(self, record: Record) -> list[list[int]]:
+    """Tokens of each response's critique; none where it has none."""
+    count = len(record.responses)
+    if record.critiques and len(record.critiques) != count:
+      raise InputError(f"{len(record.critiques)} critiques for {count} responses: give one each, '' where there is none")
+    end = [self.eos_id] if self.eos_id >= 0 else []
+    encode = lambda text: [*self.backend.encode(text, add_special_tokens=False).ids, *end] if text else []
+    return [encode(text) for text in record.critiques or [''] * count]
+
+  def _separator_ids(self, separator: str) -> list[int]:
+    ids = list(self.backend.encode(separator, add_special_tokens=False).ids)
+    if self.unk_id in ids or (separator and not ids):
+      raise InputError(f'data.separator = {separator!r}: the tokenizer does not know it; choose text that it has tokens for')
+    return ids
+
+  def _truncate(self, encoded: Sequence[Encoded], max_length: int, max_size: int | None, between: Sequence[int] | None = None) -> trees.Tree | None:
     """The tree cut at the greatest depth where it fits; None if nothing of a response is left there."""
     depth = min(max_length, max(len(one.ids) for one in encoded))
     while depth > 0:
       cut = self._cut(encoded, depth)
       if any(len(ids) - tail <= first for ids, first, tail in cut):
         return None
-      tree = _tree(cut)
+      tree = _tree(cut, between)
       excess = 0 if max_size is None else trees.size(tree) - max_size
       if excess <= 0:
         return tree
@@ -285,13 +320,16 @@ class Tokenizer:
       room = min(max(len(one.ids) - one.first for one in encoded), max(depth // 2, 1 + tail))
       keep = int(encoded[0].ids[0] == self.bos_id and first > 1)
       stop = min(keep + last - (depth - room), first)
-      encoded = [Encoded(ids[:keep] + ids[stop:], first - (stop - keep), tail) for ids, first, tail in encoded]
+      encoded = [one._replace(ids=one.ids[:keep] + one.ids[stop:], first=one.first - (stop - keep)) for one in encoded]
     shorten = lambda ids, tail: ids if len(ids) <= depth else ids[: max(depth - tail, 0)] + ids[len(ids) - tail :]
-    return [Encoded(shorten(ids, tail), first, tail) for ids, first, tail in encoded]
+    return [one._replace(ids=shorten(one.ids, one.tail)) for one in encoded]
 
 
-def _tree(encoded: Sequence[Encoded]) -> trees.Tree:
-  """Shared prompt, then each path's remainder. Tokens of the prompt that merged differently before different responses stay no response's."""
+def _tree(encoded: Sequence[Encoded], between: Sequence[int] | None = None) -> trees.Tree:
+  """Shared prompt, then each path's remainder. Tokens of the prompt that merged differently before different responses stay no response's.
+
+  `between` chains the responses, with these tokens of none of them between.
+  """
   shared = 0
   shortest = min(one.first for one in encoded)
   while shared < shortest and len({one.ids[shared] for one in encoded}) == 1:
@@ -299,12 +337,21 @@ def _tree(encoded: Sequence[Encoded]) -> trees.Tree:
   segments = [trees.Segment(encoded[0].ids[:shared])] if shared else []
   root = len(segments) - 1
   for n, (ids, first, _) in enumerate(encoded):
-    parent = root
-    if first > shared:
-      segments.append(trees.Segment(ids[shared:first], root))
+    parent = root if between is None else len(segments) - 1
+    opening = [*(between if between and n else ()), *ids[shared:first]]
+    if opening:
+      segments.append(trees.Segment(opening, parent))
       parent = len(segments) - 1
     segments.append(trees.Segment(ids[first:], parent, n))
   return trees.Tree(segments)
+
+
+def _check_separator(responses: Sequence[str], encoded: Sequence[Encoded], separator: str, between: Sequence[int]) -> None:
+  """Whoever writes a response must not be able to end it and begin another."""
+  for n, (response, (ids, first, _)) in enumerate(zip(responses, encoded, strict=True)):
+    inside = any(ids[i : i + len(between)] == between for i in range(first, len(ids)))
+    if inside or (separator.strip() and separator.strip() in response):
+      raise InputError(f'response {n} holds data.separator = {separator!r}: choose a separator that no response holds')
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

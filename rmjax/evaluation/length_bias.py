@@ -95,7 +95,7 @@ def length_penalty(validation: Sequence[Scored], *, size: int = 801) -> Correcti
 
 
 def length_normalization(validation: Sequence[Scored]) -> Correction:
-  """r / log(length), by which a model was trained with `length_normalized_cross_entropy`; nothing is fitted."""
+  """The correction r / log(length), for a model that `length_normalized_cross_entropy` trained; nothing is fitted."""
   del validation
 
   def normalize(record: Scored) -> Scored:

@@ -31,3 +31,27 @@ def plackett_luce(rewards: Float[Array, '*B N'], wins: Float[Array, '*B N N']) -
   below = (share[..., None, :] <= share[..., :, None] + 1e-6) & present[..., None, :]  # [i, j]: j is still there when i is chosen
   left = jax.nn.logsumexp(rewards.astype(jnp.float32)[..., None, :], axis=-1, where=below | ~present[..., :, None])
   return jnp.sum(jnp.where(present, left - rewards, 0.0), -1)
+
+
+def best_cross_entropy(rewards: Float[Array, '*B N'], wins: Float[Array, '*B N N']) -> Float[Array, '*B']:
+  """Cross-entropy of softmax(reward) over a prompt's responses against the best of them.
+
+  Args:
+    rewards: one a response.
+    wins: wins[i, j] + wins[j, i] = 1 where i and j were compared, else 0. The best has the largest share of wins; several of that share have the
+      target's mass in equal parts.
+
+  Returns:
+    One value a prompt, over responses that were compared; 0 where none were. Bradley-Terry for two.
+
+  Reference: YOJO (2026), code: `-log softmax(s)[best]`; ties [reconstructed], its code has one label.
+  """
+  chex.assert_equal_shape_prefix([rewards, wins], rewards.ndim)
+  compared = (wins + jnp.swapaxes(wins, -1, -2)).sum(-1)
+  present = compared > 0
+  share = jnp.where(present, wins.sum(-1) / jnp.maximum(compared, 1), -1.0)
+  best = present & (share >= share.max(-1, keepdims=True) - 1e-6)
+  target = best / jnp.maximum(best.sum(-1, keepdims=True), 1)
+  # A finite filler where absent: -inf less -inf would be a NaN in the gradient even if it is masked later.
+  log_p = jax.nn.log_softmax(jnp.where(present, rewards.astype(jnp.float32), jnp.finfo(jnp.float32).min))
+  return -jnp.sum(jnp.where(best, target * log_p, 0.0), -1)

@@ -6,7 +6,7 @@ Dimensions: B any leading ones, N responses.
 import chex
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Float, Num
 
 from rmjax.trees import Array
 
@@ -80,3 +80,26 @@ def centering(rewards: Float[Array, '*B N'], wins: Float[Array, '*B N N']) -> Fl
   """
   total = (rewards[..., :, None] + rewards[..., None, :]).astype(jnp.float32)
   return jnp.sum(wins * total**2, axis=(-2, -1))
+
+
+def length_normalized(rewards: Float[Array, '*B N'], lengths: Num[Array, '*B N']) -> Float[Array, '*B N']:
+  """What length normalization compares: reward / log(length), lengths below 2 counting as 2.
+
+  Reference: BaseReward (2025), the second regularizer that it rejects [reconstructed].
+  """
+  return rewards.astype(jnp.float32) / jnp.log(jnp.maximum(lengths, 2).astype(jnp.float32))
+
+
+def length_normalized_cross_entropy(rewards: Float[Array, '*B N'], wins: Float[Array, '*B N N'], lengths: Num[Array, '*B N']) -> Float[Array, '*B']:
+  """`preference_cross_entropy` of rewards that are normalized by length first.
+
+  Args:
+    rewards: one a response.
+    wins: wins[i, j] + wins[j, i] = 1 where i and j were compared, else 0.
+    lengths: of responses, in tokens.
+
+  Returns:
+    The sum over compared pairs.
+  """
+  normalized = length_normalized(rewards, lengths)
+  return preference_cross_entropy(normalized[..., :, None] - normalized[..., None, :], wins)

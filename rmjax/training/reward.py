@@ -19,7 +19,7 @@ from rmjax.training.optimizers import stop_frozen
 from rmjax.training.step import Objective
 from rmjax.trees import Array, response_lengths, Trees
 
-PER = ('comparison', 'response', 'token', 'rating', 'labelled', 'tree', 'batch')
+PER = ('comparison', 'response', 'token', 'critique', 'rating', 'labelled', 'tree', 'batch')
 
 
 def reward_objective(
@@ -32,9 +32,9 @@ def reward_objective(
     losses: term -> dict(name, per, weight, start, **options). `name` is the import path of a loss; its arguments are filled by name from
       the options, else from what is known of the batch: `logits` and `rewards` (the head's), `scores`, and each of its fields if they have
       names, `wins`, `margin`, `ratings`, `lengths` (tokens, [R, S, N]; 0 where absent), `batch` (the trees), every other label, and what
-      each network gives, by the name of its part. `per` is what its mean is taken over: 'comparison', 'response', 'token' (of responses,
-      for a loss that is a sum over each one's), 'rating', 'labelled' (responses with a `quality`), 'tree', or 'batch' for a loss that is one
-      number a batch. `start` is the first step that it counts at.
+      each network gives, by the name of its part, and a `key` for what is drawn. `per` is what its mean is taken over: 'comparison', 'response',
+      'token' (of responses, for a loss that is a sum over each one's), 'critique' (the tokens of critiques likewise), 'rating', 'labelled' (responses
+      with a `quality`), 'tree', or 'batch' for a loss that is one number a batch. `start` is the first step that it counts at.
     freeze: regular expression of the parameters no gradient is computed for; the optimiser's.
     networks: part -> network of the lengths of responses, [R, S, N] -> [R, S, N].
 
@@ -49,14 +49,13 @@ def reward_objective(
   terms = {term: _resolve(term, **options) for term, options in losses.items() if options.get('weight', 1.0)}
 
   def objective(params, batch, key, step):
-    del key
     scores = model.apply({'params': stop_frozen(params['reward'], freeze)}, batch)
     logits, rewards = model.head.preference_logits(scores), model.head.reward(scores)
     weights = jnp.nan_to_num(batch.labels['weights'])
     known = {
       **batch.labels,
       **(scores._asdict() if hasattr(scores, '_asdict') else {}),
-      **dict(scores=scores, logits=logits, rewards=rewards, batch=batch, lengths=response_lengths(batch)),
+      **dict(scores=scores, logits=logits, rewards=rewards, batch=batch, lengths=response_lengths(batch), key=key),
       'margin': jnp.nan_to_num(batch.labels['margins']),
     }
     known |= {part: network.apply({'params': params[part]}, known['lengths']) for part, network in (networks or {}).items()}
@@ -109,6 +108,7 @@ def _counts(batch: Trees) -> dict[str, Array]:
     comparison=batch.labels['wins'].sum((-2, -1)),
     response=present,
     token=response_lengths(batch).astype(jnp.float32),
+    critique=jnp.maximum(batch.labels['critique_lengths'], 0).astype(jnp.float32) if 'critique_lengths' in batch.labels else jnp.zeros_like(present),
     rating=present * ~jnp.isnan(batch.labels['ratings']),
     tree=present.max(-1),
   )

@@ -70,16 +70,16 @@ def test_texts_of_ratings_become_tokens(directory):
 
 
 def test_a_run_is_loaded_with_its_tokens_and_its_suffix(directory, tmp_path):
-  data = dict(max_length=32, too_long='truncate', text_prompts='plain', suffix=' score ')
+  data = dict(max_length=32, too_long='truncate', text_prompts='plain', suffix=' score ', layout='chain', separator=' 1 ')
   scores = save_run(tmp_path, directory, dict(name=TOKEN, tokens=['1', '2', '3']), data)
   saved = load_reward_model(tmp_path)
   assert saved.data == data and tuple(saved.model.head.token_ids) == (6, 5, 4)
   np.testing.assert_allclose(saved.model.apply({'params': saved.params}, BATCH), scores, atol=1e-6)
 
 
-def test_a_run_from_before_there_were_suffixes_has_none(directory, tmp_path):
+def test_a_run_from_before_there_were_suffixes_and_layouts_has_none(directory, tmp_path):
   save_run(tmp_path, directory, dict(name=SCALAR), dict(max_length=32, too_long='refuse', text_prompts='chat'))
-  assert load_reward_model(tmp_path).data == dict(max_length=32, too_long='refuse', text_prompts='chat', suffix='')
+  assert load_reward_model(tmp_path).data == dict(max_length=32, too_long='refuse', text_prompts='chat', suffix='', layout='branch', separator='')
 
 
 @pytest.mark.parametrize('config', [CONFIG, UNTIED])
