@@ -8,12 +8,13 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from rmjax.errors import InputError
+from rmjax.heads.scalar import BradleyTerry
 from rmjax.trees import Array
 
 ACTIVATIONS = dict(silu=nn.silu, relu=nn.relu, tanh=nn.tanh, gelu=nn.gelu)
 
 
-class MLPRewardHead(nn.Module):
+class MLPRewardHead(BradleyTerry):
   """Linear maps with biases and an activation between them, from a response's last hidden state to its reward, in float32.
 
   Attributes:
@@ -58,13 +59,3 @@ class MLPRewardHead(nn.Module):
       x = nn.Dense(features, kernel_init=init, dtype=jnp.float32, name='score' if last else f'hidden_{layer}')(x)
       x = x if last else ACTIVATIONS[self.activation](x)
     return x[..., 0] / hidden**0.5 if self.scale else x[..., 0]
-
-  @nn.nowrap
-  def preference_logits(self, scores: Float[Array, '*B N']) -> Float[Array, '*B N N']:
-    """Bradley-Terry: the logit of P(i preferred to j) is r[i] - r[j]."""
-    return scores[..., :, None] - scores[..., None, :]
-
-  @nn.nowrap
-  def reward(self, scores: Float[Array, '*B N']) -> Float[Array, '*B N']:
-    """The score itself."""
-    return scores

@@ -10,7 +10,21 @@ from jaxtyping import Float
 from rmjax.trees import Array
 
 
-class ScalarHead(nn.Module):
+class BradleyTerry(nn.Module):
+  """A head whose scores are the rewards themselves, whatever they are read from."""
+
+  @nn.nowrap
+  def preference_logits(self, scores: Float[Array, '*B N']) -> Float[Array, '*B N N']:
+    """Bradley-Terry: the logit of P(i preferred to j) is r[i] - r[j]."""
+    return scores[..., :, None] - scores[..., None, :]
+
+  @nn.nowrap
+  def reward(self, scores: Float[Array, '*B N']) -> Float[Array, '*B N']:
+    """The score itself."""
+    return scores
+
+
+class ScalarHead(BradleyTerry):
   """A linear map without bias from a response's last hidden state to its reward, in float32.
 
   The layout of Hugging Face's `ForSequenceClassification` with one label, so a trained model is served anywhere.
@@ -27,13 +41,3 @@ class ScalarHead(nn.Module):
     std = self.init_scale / (response_hidden.shape[-1] + 1) ** 0.5
     init = nn.with_logical_partitioning(nn.initializers.normal(std), ('embed', None))
     return nn.Dense(1, use_bias=False, kernel_init=init, dtype=jnp.float32, name='score')(response_hidden)[..., 0]
-
-  @nn.nowrap
-  def preference_logits(self, scores: Float[Array, '*B N']) -> Float[Array, '*B N N']:
-    """Bradley-Terry: the logit of P(i preferred to j) is r[i] - r[j]."""
-    return scores[..., :, None] - scores[..., None, :]
-
-  @nn.nowrap
-  def reward(self, scores: Float[Array, '*B N']) -> Float[Array, '*B N']:
-    """The score itself."""
-    return scores

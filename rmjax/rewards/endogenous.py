@@ -29,6 +29,7 @@ from jaxtyping import Float, Int, ScalarLike
 
 from rmjax.backbones.decoder import Decoder
 from rmjax.errors import InputError
+from rmjax.heads.scalar import BradleyTerry
 from rmjax.models import per_token
 from rmjax.trees import Array, response_lengths, response_sums, Trees
 
@@ -119,7 +120,7 @@ def _read(decoder: Decoder, batch: Trees, alpha: ScalarLike) -> tuple[Float[Arra
   return per_token(decoder, batch, functools.partial(chosen_and_value, alpha=alpha))
 
 
-class EndogenousHead(nn.Module):
+class EndogenousHead(BradleyTerry):
   """Scores responses by the endogenous reward of the backbone; it has no parameters, and nothing to train.
 
   Attributes:
@@ -152,13 +153,3 @@ class EndogenousHead(nn.Module):
   @nn.compact
   def __call__(self, chosen: Float[Array, 'R T'], values: Float[Array, 'R T'], batch: Trees) -> Float[Array, 'R S N']:
     return sequence_endogenous_reward(token_endogenous_reward(chosen, values, batch, self.gamma), batch, mode=self.mode, discount=self.gamma)
-
-  @nn.nowrap
-  def preference_logits(self, scores: Float[Array, '*B N']) -> Float[Array, '*B N N']:
-    """Bradley-Terry: the logit of P(i preferred to j) is r[i] - r[j]."""
-    return scores[..., :, None] - scores[..., None, :]
-
-  @nn.nowrap
-  def reward(self, scores: Float[Array, '*B N']) -> Float[Array, '*B N']:
-    """The score itself."""
-    return scores

@@ -21,6 +21,7 @@ from rmjax.data.short_to_long import short_to_long
 from rmjax.errors import InputError
 from rmjax.worlds.preferences import is_held_out, TOKENIZER
 from rmjax.worlds.preferences_tasks import ANIMALS, NAMES, THINGS, WORDS
+from rmjax.worlds.world import World
 
 OWNERS = (*NAMES, *ANIMALS)
 VALUES = (*THINGS, *WORDS)
@@ -66,44 +67,19 @@ class Settings:
       raise InputError(f'world.reach = {self.reach}: it must be a number, 0 or more')
 
 
-class LongContexts:
+class LongContexts(World):
   """Records by number, each a pure function of (settings, seed, split, number). The splits share no fact that is asked for."""
 
+  Settings = Settings
   tokenizer_path = TOKENIZER
-  bad = ()  # no row of a world is bad
 
-  def __init__(self, *, split: str, seed: int = 0, size: int = 10_000, **settings):
-    """A view of the world.
-
-    Args:
-      split: 'train' or 'eval'.
-      seed: another seed, other records.
-      size: how many records there are; the first ones are the same for any size.
-      **settings: fields of `Settings`.
-
-    Raises:
-      InputError: a setting or split that there is not.
-    """
-    if split not in ('train', 'eval'):
-      raise InputError(f"split '{split}': there are 'train' and 'eval'")
-    names = [field.name for field in dataclasses.fields(Settings)]
-    if unknown := sorted(settings.keys() - set(names)):
-      raise InputError(f'world.{unknown[0]}: there is no such setting; there are {", ".join(names)}')
-    self.settings = Settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
-    self._split, self._seed, self._size = split, seed, size
-
-  def __len__(self) -> int:
-    return self._size
-
-  def __getitem__(self, index: int) -> Record:
-    """Record number `index`.
+  def _draw(self, rng: Random, where: str) -> Record:
+    """A record.
 
     Its labels are `gold` [N], `probability` [N, N] (of the judge preferring i to j; 0 where they are not compared: two unfaithful claims are not), and
     `place` [], where in the context the critical chunk begins, from 0 to below 1.
     """
-    if not 0 <= index < self._size:
-      raise IndexError(f'record {index} of {self._size}')
-    s, rng = self.settings, Random(f'{self._seed} {self._split} {index}')
+    s = self.settings
     length = rng.choice(s.lengths)
     owner, values = rng.choice(OWNERS), rng.sample(VALUES[: s.values], s.responses)
     while is_held_out(f'{owner} has {values[0]}') != (self._split == 'eval'):
@@ -123,7 +99,7 @@ class LongContexts:
     )
     return Record(
       f'{" ".join(chunks)} what has {owner} ?\n', tuple(texts[n] for n in order), wins, np.full(s.responses, np.nan, np.float32),
-      subset=str(length), where=f'{self._split}:{index}', labels=labels,
+      subset=str(length), where=where, labels=labels,
     )  # fmt: skip
 
   def _chunks(self, owner: str, values: list[str], length: int, rng: Random) -> tuple[list[str], list[str]]:

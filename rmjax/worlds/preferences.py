@@ -26,6 +26,7 @@ from tokenizers import models, pre_tokenizers, processors
 from rmjax.data.records import pairwise_wins, Record
 from rmjax.errors import InputError
 from rmjax.worlds.preferences_tasks import DEFAULT_TASKS, FILLERS, HERDS, OPENERS, SCALE, Task, TASKS, vocabulary
+from rmjax.worlds.world import World
 
 TOKENIZER = Path(__file__).with_name('preferences_tokenizer.json')
 EVAL_SHARE = 0.1  # of all prompts, and of all responses with marks; which ones is decided by what they say
@@ -140,50 +141,23 @@ class Response(NamedTuple):
   grade: float = 0.0
 
 
-class Preferences:
+class Preferences(World):
   """Records by number, each a pure function of (settings, seed, split, number).
 
   The splits share no prompt, whatever their seeds; and where there are marks, no response either (but in a world of too few texts to hold any out).
   """
 
+  Settings = Settings
   tokenizer_path = TOKENIZER
-  bad = ()  # no row of a world is bad
 
-  def __init__(self, *, split: str, seed: int = 0, size: int = 10_000, **settings):
-    """A view of the world.
-
-    Args:
-      split: 'train' or 'eval'.
-      seed: another seed, other records.
-      size: how many records there are; the first ones are the same for any size.
-      **settings: fields of `Settings`.
-
-    Raises:
-      InputError: a setting or split that there is not.
-    """
-    if split not in ('train', 'eval'):
-      raise InputError(f"split '{split}': there are 'train' and 'eval'")
-    names = [field.name for field in dataclasses.fields(Settings)]
-    if unknown := sorted(settings.keys() - set(names)):
-      raise InputError(f'world.{unknown[0]}: there is no such setting; there are {", ".join(names)}')
-    settings = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}  # as JSON has them
-    self.settings = Settings(**settings)
-    self._split, self._seed, self._size = split, seed, size
-
-  def __len__(self) -> int:
-    return self._size
-
-  def __getitem__(self, index: int) -> Record:
-    """Record number `index`.
+  def _draw(self, rng: Random, where: str) -> Record:
+    """A record.
 
     Its labels are `gold` [N], `length` [N] (words and punctuation marks) and `probability` [N, N], of an annotator to come preferring i to j
     (0 where they were not compared). With `cycle` there is `kind` [N]; with `contested` tasks, `contested` [] (0 or 1); with `levels`, `quality` [N]
     (-1 where it is unknown).
     """
-    if not 0 <= index < self._size:
-      raise IndexError(f'record {index} of {self._size}')
     s = self.settings
-    rng = Random(f'{self._seed} {self._split} {index}')
     name = rng.choice(s.tasks)
     task = TASKS[name](rng)
     while is_held_out(task.prompt) != (self._split == 'eval'):
@@ -213,7 +187,7 @@ class Preferences:
       known = rng.random() < s.labelled or self._split == 'eval'
       labels['quality'] = quality_levels(gold, s) if known else np.full(s.responses, -1, np.int32)
     unrated = np.full(s.responses, np.nan, np.float32)
-    return Record(task.prompt + '\n', texts, wins, unrated, subset=name, where=f'{self._split}:{index}', labels=labels)
+    return Record(task.prompt + '\n', texts, wins, unrated, subset=name, where=where, labels=labels)
 
   def _respond(self, task: Task, correct: bool, rng: Random) -> Response:
     """A response whose text belongs to this split, where responses are held out."""

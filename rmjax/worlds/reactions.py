@@ -24,6 +24,7 @@ from rmjax.errors import InputError
 from rmjax.worlds import traits
 from rmjax.worlds.preferences import is_held_out, TOKENIZER
 from rmjax.worlds.preferences_tasks import NAMES, PLACES
+from rmjax.worlds.world import World
 
 LEVELS = 6  # of quality and of warmth, from 0 to 1
 GOODBYE = ' here we go .'  # at a response's end alone; words that the tokenizer has
@@ -84,45 +85,22 @@ class Settings:
       raise InputError(f'world.users = {self.users}: at least 10, a fifth of whom is held out')
 
 
-class Reactions:
+class Reactions(World):
   """Records of a prompt and one response, rated 1 where the user reacted and 0 where not, by number; each a pure function of (settings, seed, split, number).
 
   Labels: `gold` [1], the reaction's logit without the user's own; `quality`, `warmth`, `goodbye`, `length` (in words) [1]; `user` [] and `adversary` [].
   """
 
+  Settings = Settings
   tokenizer_path = TOKENIZER
-  bad = ()  # no row of a world is bad
 
-  def __init__(self, *, split: str, seed: int = 0, size: int = 10_000, **settings):
-    """A view of the world.
-
-    Args:
-      split: 'train' or 'eval', which is of other users, and of which everything is kept.
-      seed: another seed, other records.
-      size: how many records there are; the first ones are the same for any size.
-      **settings: fields of `Settings`.
-
-    Raises:
-      InputError: a setting or split that there is not.
-    """
-    if split not in ('train', 'eval'):
-      raise InputError(f"split '{split}': there are 'train' and 'eval'")
-    names = [field.name for field in dataclasses.fields(Settings)]
-    if unknown := sorted(settings.keys() - set(names)):
-      raise InputError(f'world.{unknown[0]}: there is no such setting; there are {", ".join(names)}')
-    self.settings = Settings(**{name: _tuples(value) for name, value in settings.items()})
-    self._split, self._seed, self._size = split, seed, size
+  def __init__(self, **view):
+    """A view of the world, as `World`'s."""
+    super().__init__(**view)
     self._chances = [class_probabilities(policy, self.settings) for policy in self.settings.policies]
 
-  def __len__(self) -> int:
-    return self._size
-
-  def __getitem__(self, index: int) -> Record:
-    """Record number `index`."""
-    if not 0 <= index < self._size:
-      raise IndexError(f'record {index} of {self._size}')
+  def _draw(self, rng: Random, where: str) -> Record:
     s, train = self.settings, self._split == 'train'
-    rng = Random(f'{self._seed} {self._split} {index}')
     while True:  # a response that nobody reacted to may not be kept
       q, w, g = CLASSES[rng.choices(range(len(CLASSES)), rng.choice(self._chances))[0]]
       held = round(s.users * EVAL_SHARE)
@@ -141,7 +119,7 @@ class Reactions:
       gold=one(reaction_logits(np.array([[q, w, g]]), s)[0]), quality=one(q), warmth=one(w), goodbye=one(g), length=one(len(text.split())),
       user=np.int32(user), adversary=np.int32(adversary),
     )  # fmt: skip
-    return Record(draw_prompt(self._split, s, rng), (text,), np.zeros((1, 1), np.float32), one(reacted), where=f'{self._split}:{index}', labels=labels)
+    return Record(draw_prompt(self._split, s, rng), (text,), np.zeros((1, 1), np.float32), one(reacted), where=where, labels=labels)
 
 
 def draw_prompt(split: str, s: Settings, rng: Random) -> str:
@@ -185,11 +163,6 @@ def reaction_rates(s: Settings) -> Float[np.ndarray, 'C']:
 
 def _sigmoid(x: Num[np.ndarray, '*D'] | float) -> Num[np.ndarray, '*D'] | float:
   return 0.5 + 0.5 * np.tanh(x / 2)
-
-
-def _tuples(value):
-  """As JSON and ConfigDict have lists."""
-  return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
 def base_rate(s: Settings) -> float:

@@ -33,6 +33,7 @@ from rmjax.data.records import Record
 from rmjax.errors import InputError
 from rmjax.trees import Array, response_sums, Trees
 from rmjax.worlds.preferences_tasks import PLACES, WORDS
+from rmjax.worlds.world import World
 
 TOKENIZER = Path(__file__).with_name('sequences_tokenizer.json')
 SPECIAL = ('<pad>', '<bos>', '<eos>', '<unk>')
@@ -87,51 +88,28 @@ class Settings:
       raise InputError(f'world.coupling = {self.coupling}: from 0 to below 1 / sqrt(best_a best_b), or gold is highest at an edge')
 
 
-class Sequences:
+class Sequences(World):
   """Records of a prompt and one answer, by number, each a pure function of (settings, seed, split, number): the text to pretrain a policy on.
 
   The splits share no prompt. Labels are the answer's `gold`, `a` and `b`, [1] each.
   """
 
+  Settings = Settings
   tokenizer_path = TOKENIZER
-  bad = ()  # no row of a world is bad
 
-  def __init__(self, *, split: str, seed: int = 0, size: int = 10_000, **settings):
-    """A view of the world.
+  def __init__(self, **view):
+    """A view of the world, as `World`'s; another seed leaves the words' weights."""
+    super().__init__(**view)
+    self._pairs = topic_pairs(self.settings, self._split)
 
-    Args:
-      split: 'train' or 'eval'.
-      seed: another seed, other records; the words' weights stay.
-      size: how many records there are; the first ones are the same for any size.
-      **settings: fields of `Settings`.
-
-    Raises:
-      InputError: a setting or split that there is not.
-    """
-    if split not in ('train', 'eval'):
-      raise InputError(f"split '{split}': there are 'train' and 'eval'")
-    names = [field.name for field in dataclasses.fields(Settings)]
-    if unknown := sorted(settings.keys() - set(names)):
-      raise InputError(f'world.{unknown[0]}: there is no such setting; there are {", ".join(names)}')
-    self.settings = Settings(**settings)
-    self._split, self._seed, self._size = split, seed, size
-    self._pairs = topic_pairs(self.settings, split)
-
-  def __len__(self) -> int:
-    return self._size
-
-  def __getitem__(self, index: int) -> Record:
-    """Record number `index`."""
-    if not 0 <= index < self._size:
-      raise IndexError(f'record {index} of {self._size}')
+  def _draw(self, rng: Random, where: str) -> Record:
     s = self.settings
-    rng = Random(f'{self._seed} {self._split} {index}')
     pair = rng.choice(self._pairs)
     text = ' '.join(_answer(pair, s, rng))
     a, b = features(text, s)
     labels = {name: np.array([value], np.float32) for name, value in dict(gold=gold_of(a, b, s), a=a, b=b).items()}
     one = np.zeros((1, 1), np.float32), np.full(1, np.nan, np.float32)
-    return Record(prompt_text(*pair), (text,), *one, where=f'{self._split}:{index}', labels=labels)
+    return Record(prompt_text(*pair), (text,), *one, where=where, labels=labels)
 
 
 def topic_pairs(s: Settings, split: str) -> list[tuple[int, int]]:

@@ -19,6 +19,7 @@ from rmjax.data.records import pairwise_wins, Record
 from rmjax.errors import InputError
 from rmjax.worlds.preferences import is_held_out, TOKENIZER
 from rmjax.worlds.preferences_tasks import FILLERS, NAMES, PLACES, THINGS, WORDS
+from rmjax.worlds.world import World
 
 PLACES_OF_A_SCALE = 12  # words that tell a trait's level, from the lowest to the highest
 SCALES = tuple(tuple(WORDS[k : k + PLACES_OF_A_SCALE]) for k in range(0, len(WORDS) - PLACES_OF_A_SCALE + 1, PLACES_OF_A_SCALE))  # one for each trait
@@ -123,47 +124,21 @@ class Settings:
       raise InputError(f'world.closeness = {self.closeness}: it must be a finite number')
 
 
-class Traits:
+class Traits(World):
   """Records by number, each a pure function of (settings, seed, split, number). The splits share no prompt, and no response unless texts run out."""
 
+  Settings = Settings
   tokenizer_path = TOKENIZER
-  bad = ()  # no row of a world is bad
 
-  def __init__(self, *, split: str, seed: int = 0, size: int = 10_000, **settings):
-    """A view of the world.
-
-    Args:
-      split: 'train' or 'eval'.
-      seed: another seed, other records.
-      size: how many records there are; the first ones are the same for any size.
-      **settings: fields of `Settings`.
-
-    Raises:
-      InputError: a setting or split that there is not.
-    """
-    if split not in ('train', 'eval'):
-      raise InputError(f"split '{split}': there are 'train' and 'eval'")
-    names = [field.name for field in dataclasses.fields(Settings)]
-    if unknown := sorted(settings.keys() - set(names)):
-      raise InputError(f'world.{unknown[0]}: there is no such setting; there are {", ".join(names)}')
-    self.settings = Settings(**{name: _tuples(value) for name, value in settings.items()})
-    self._split, self._seed, self._size = split, seed, size
-
-  def __len__(self) -> int:
-    return self._size
-
-  def __getitem__(self, index: int) -> Record:
-    """Record number `index`.
+  def _draw(self, rng: Random, where: str) -> Record:
+    """A record.
 
     Its labels are `gold` [N], of the groups' mean by the topic's mix; `gold_0`, `gold_1`, ... [N] of each group, where there are several; `group` [], the one
     that judged it; `topic` []; `trait_0`, ... [N], the levels; `length` [N] in words; `probability` [N, N], of an annotator of that topic to
     come (not knowing the group, unless the prompt names it) preferring i to j, before any flip (0 where they were not compared); `flipped` [N, N], 1 where
     the comparison was turned around.
     """
-    if not 0 <= index < self._size:
-      raise IndexError(f'record {index} of {self._size}')
     s = self.settings
-    rng = Random(f'{self._seed} {self._split} {index}')
     topic = rng.randrange(s.topics)
     shares = s.mix[topic] if s.mix else [1 / len(s.weights)] * len(s.weights)
     group = rng.choices(range(len(shares)), shares)[0]
@@ -200,7 +175,7 @@ class Traits:
       **({'flipped': flipped} if s.flips else {}),
     }
     unrated = np.full(s.responses, np.nan, np.float32)
-    return Record(prompt, texts, wins, unrated, subset=TOPICS[topic], where=f'{self._split}:{index}', labels=labels)
+    return Record(prompt, texts, wins, unrated, subset=TOPICS[topic], where=where, labels=labels)
 
   def _prompt(self, topic: int, group: int, rng: Random) -> str:
     """A prompt of this split: its topic, and the group that asks where prompts name it; the rest makes prompts many and says nothing."""
@@ -252,7 +227,3 @@ def _shape(values) -> tuple[int, ...]:
   except (TypeError, ValueError):
     return ()
 
-
-def _tuples(value):
-  """As JSON and ConfigDict have lists."""
-  return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
