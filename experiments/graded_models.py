@@ -9,6 +9,7 @@ Dimensions: M models, E prompts, N responses.
 """
 
 from collections.abc import Sequence
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -79,8 +80,9 @@ def _source(config: ml_collections.ConfigDict, grade: Grade, seed: int) -> Sourc
     overrides.append(('world.weights', (grade.weights,)))
   world = open_world(arm_config(config, overrides))[0]
   seen = grade.topics or topics
-  numbers = (i for i in range(len(world)) if world[i].labels['topic'] < seen)
-  return Curated(world, [Choice(number) for number, _ in zip(numbers, range(grade.size), strict=False)])
+  records = (world[i] for i in range(len(world)))
+  found = list(itertools.islice((record for record in records if record.labels['topic'] < seen), grade.size))  # drawn once, not at each epoch
+  return Curated(found, [Choice(number) for number in range(len(found))])
 
 
 def score(graded: Graded, records: Sequence) -> list[Scored]:
