@@ -35,7 +35,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     fillers=(0,),
     temperature=0.2,
   )
-  config.train.update(steps=200, length=160)
+  config.train.update(steps=200, rows=4, length=160)
   one, two, four = (1.0, 0.0, 0.0, 0.0), (1.0, 1.0, 0.0, 0.0), (1.0, 1.0, 1.0, 1.0)
   config.study = dict(
     # (records, share of flipped labels, topics seen, weights of the traits)

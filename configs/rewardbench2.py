@@ -35,7 +35,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     marks=1,
     temperature=0.2,
   )
-  config.train.update(steps=200, length=160)
+  config.train.update(steps=200, rows=4, length=160)
   config.study = dict(
     # (records, share of flipped labels, topics seen)
     grades=tuple((size, flips, topics) for size in (30, 100, 300, 1000) for flips, topics in ((0.0, TOPICS), (0.35, TOPICS), (0.0, TOPICS // 2))),

@@ -86,14 +86,27 @@ class OrdinalTokenHead(_Ordinal):
   reads_logits = True
 
   def __post_init__(self):
-    if len(self.token_ids) < 2 or len(set(self.token_ids)) < len(self.token_ids) or min(self.token_ids) < 0:
-      raise InputError(f'model.head.token_ids = {tuple(self.token_ids)}: give two or more different tokens, from the lowest rating to the highest')
+    check_token_ids(self.token_ids, len(self.token_ids) >= 2, 'two or more different tokens, from the lowest rating to the highest')
     super().__post_init__()
 
   @nn.compact
   def __call__(self, response_logits: Float[Array, '*B N V'], prompt_hidden: Float[Array, '*B H']) -> Float[Array, '*B N L']:
     del prompt_hidden
-    vocabulary = response_logits.shape[-1]
-    if max(self.token_ids) >= vocabulary:  # a gather would clip it
-      raise InputError(f'model.head.token_ids = {tuple(self.token_ids)}: the model has {vocabulary} tokens')
-    return jax.nn.log_softmax(response_logits[..., jnp.array(self.token_ids)].astype(jnp.float32))
+    return jax.nn.log_softmax(token_logits(response_logits, self.token_ids))
+
+
+def check_token_ids(token_ids: Sequence[int], enough: bool, wanted: str) -> None:
+  """Refuses the `token_ids` of a head: not `enough`, two that are one, or a negative one; `wanted` says what to give."""
+  if not enough or len(set(token_ids)) < len(token_ids) or min(token_ids) < 0:
+    raise InputError(f'model.head.token_ids = {tuple(token_ids)}: give {wanted}')
+
+
+def token_logits(logits: Float[Array, '*B V'], token_ids: Sequence[int]) -> Float[Array, '*B L']:
+  """Logits of these tokens, float32.
+
+  Raises:
+    InputError: one is no token of the model's.
+  """
+  if max(token_ids) >= logits.shape[-1]:  # a gather would clip it
+    raise InputError(f'model.head.token_ids = {tuple(token_ids)}: the model has {logits.shape[-1]} tokens')
+  return logits[..., jnp.array(token_ids)].astype(jnp.float32)
