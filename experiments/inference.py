@@ -45,17 +45,18 @@ def load(
   fsdp: int = 1,
   bad_rows: str = 'strict',
   head: Mapping[str, Any] | None = None,
+  suffix: str | None = None,
 ) -> Scorer:
   """Loads a reward model, or a function of text.
 
   The arguments are the flags of the same names, `bad_rows` for what cannot be tokenised, `head` as `load_reward_model` has it.
 
   Raises:
-    InputError: there is none, or it does not fit the devices.
+    InputError: there is none, it does not fit the devices, or the tokenizer does not know the suffix.
   """
   if re.fullmatch(r'[\w.]+:[\w.]+', str(checkpoint)) and not Path(checkpoint).exists():
-    if best or head:
-      raise InputError(f'--checkpoint={checkpoint} is a function of text: it has no {"best checkpoint" if best else "head"}')
+    if best or head or suffix:
+      raise InputError(f'--checkpoint={checkpoint} is a function of text: it has no {"best checkpoint" if best else "head" if head else "suffix"}')
     function = named.resolve('--checkpoint', checkpoint, 'my_rewards:brevity')
     return Scorer(encode_words, functools.partial(score_texts, checkpoint, function), 'Custom Classifier')
   if dtype == 'float32':  # accelerators would round the factors to bfloat16 or TF32
@@ -64,7 +65,10 @@ def load(
   saved = load_reward_model(checkpoint, best=best, mesh=mesh, head=head)
   cast = lambda decoder: decoder and decoder.clone(dtype=jnp.dtype(dtype))
   model = saved.model.clone(backbone=cast(saved.model.backbone), reference=cast(saved.model.reference))
-  encode = functools.partial(saved.tokenizer.encode_record, **saved.data, bad_rows=bad_rows)
+  if suffix and saved.tokenizer.unk_id in saved.tokenizer.backend.encode(suffix, add_special_tokens=False).ids:
+    raise InputError(f'--suffix={suffix!r}: the tokenizer does not know all of it; choose text that it has tokens for')
+  text = saved.data if suffix is None else {**saved.data, 'suffix': suffix}
+  encode = functools.partial(saved.tokenizer.encode_record, **text, bad_rows=bad_rows)
   kind = 'DPO' if model.reference is not None else 'Seq. Classifier' if isinstance(model.head, ScalarHead) else 'Custom Classifier'
   return Scorer(encode, functools.partial(score_records, model, saved.params, mesh=mesh, rows=rows, length=length), kind)
 
@@ -82,6 +86,9 @@ def define_flags() -> None:
   flags.DEFINE_string(
     'head', '', "Reads any language model as a reward model: a head without parameters and its fields, 'rmjax.rewards.endogenous:EndogenousHead,mode=mean'."
   )
+  flags.DEFINE_string(
+    'suffix', None, "Text after each response in place of config.data.suffix: the principle that a yes/no reward is to judge by. End it as training's ends."
+  )
   flags.DEFINE_enum('bad_rows', 'strict', ['strict', 'lenient'], 'Whether a row that cannot be used stops the program, or is reported.')
   flags.DEFINE_string('columns', '', "Other names of columns: 'ours=theirs' pairs, separated by commas.")
   flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of matrix products. In bfloat16 a reward depends a little on its batch.')
@@ -94,7 +101,8 @@ def load_from_flags(*, bad_rows: str, checkpoint: str = '') -> Scorer:
   """The model that the command line names, or another `checkpoint` with the same flags."""
   f = flags.FLAGS
   head = read_head(f.head) if f.head else None
-  return load(checkpoint or f.checkpoint, best=f.best, dtype=f.dtype, rows=f.rows, length=f.length, fsdp=f.fsdp, bad_rows=bad_rows, head=head)
+  options = dict(best=f.best, dtype=f.dtype, rows=f.rows, length=f.length, fsdp=f.fsdp, suffix=f.suffix)
+  return load(checkpoint or f.checkpoint, bad_rows=bad_rows, head=head, **options)
 
 
 def read_head(text: str) -> dict[str, Any]:

@@ -5,6 +5,8 @@
 Every row comes out, in order, as it was and with `reward`: a number for a row of one response (prompt+response, prompt+completion), a list for a row of
 several, in the order of its responses; chosen before rejected. Rows that were cut to the model's length have `truncated`; one that
 was refused has a reward of null, and `error` says why. Memory does not grow with the file.
+
+A reward that is told what to judge by (`rmjax.heads.yes_no`) is told by --suffix, the text after each response.
 """
 
 from collections import deque
