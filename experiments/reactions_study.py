@@ -32,6 +32,7 @@ from rmjax.policy.advantages import group_relative
 from rmjax.policy.iteration import add_signals
 from rmjax.policy.surrogates import clipped
 from rmjax.worlds import reactions
+from rmjax.worlds.world import sigmoid
 
 _KINDS = ('inside', 'outside')
 
@@ -55,7 +56,7 @@ def study(config: ml_collections.ConfigDict, seeds: Sequence[int]) -> list[dict[
     found = _held_out(log, score(log))
     bank = _bank(world, s.texts, seed)
     logits = score(bank).reshape(len(reactions.CLASSES), s.texts)
-    love, rates = _sigmoid(logits), reactions.reaction_rates(world)
+    love, rates = sigmoid(logits), reactions.reaction_rates(world)
     reference = reactions.class_probabilities(tuple(s.reference), world)
     for kind in _KINDS:
       policies = np.stack([reactions.class_probabilities(policy, world) for policy in draw_candidates(s[kind], s.candidates, seed)])
@@ -75,7 +76,7 @@ def study(config: ml_collections.ConfigDict, seeds: Sequence[int]) -> list[dict[
 def _held_out(log: Sequence[Record], logits: np.ndarray) -> dict[str, float]:
   reacted = np.concatenate([record.ratings for record in log]) > 0
   gold, words = (np.concatenate([record.labels[name] for record in log]) for name in ('gold', 'length'))
-  predicted, rate = float(_sigmoid(logits).mean()), float(reacted.mean())
+  predicted, rate = float(sigmoid(logits).mean()), float(reacted.mean())
   if not 0 < rate < 1:
     raise InputError(f'world.eval_size = {len(log)}: the held-out log has {int(reacted.sum())} reactions: raise it')
   return dict(
@@ -142,7 +143,3 @@ def optimize(logits: Float[Array, 'C K'], reference: Float[Array, 'C'], settings
     return jax.nn.softmax(theta)
 
   return jax.jit(jax.vmap(run))(jnp.asarray(settings.weights, jnp.float32))
-
-
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-  return 0.5 + 0.5 * np.tanh(np.asarray(x, np.float64) / 2)

@@ -26,7 +26,7 @@ from tokenizers import models, pre_tokenizers, processors
 from rmjax.data.records import pairwise_wins, Record
 from rmjax.errors import InputError
 from rmjax.worlds.preferences_tasks import DEFAULT_TASKS, FILLERS, HERDS, OPENERS, SCALE, Task, TASKS, vocabulary
-from rmjax.worlds.world import World
+from rmjax.worlds.world import sigmoid, World
 
 TOKENIZER = Path(__file__).with_name('preferences_tokenizer.json')
 EVAL_SHARE = 0.1  # of all prompts, and of all responses with marks; which ones is decided by what they say
@@ -237,7 +237,7 @@ def annotator_probability(gold: Float[np.ndarray, 'N'], length: Float[np.ndarray
   gap = lambda x: x[:, None].astype(np.float64) - x[None, :]
   beats = (kind[None, :] - kind[:, None] + 1) % 3 - 1
   logits = gap(gold) / s.temperature + s.length_bias * gap(felt_length(length, s)) + s.cycle * beats
-  return 0.5 + 0.5 * np.tanh(logits / 2)  # a sigmoid that cannot overflow
+  return sigmoid(logits)
 
 
 def felt_length(length: Float[np.ndarray, '*N'], s: Settings) -> Float[np.ndarray, '*N']:

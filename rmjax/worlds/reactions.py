@@ -24,7 +24,7 @@ from rmjax.errors import InputError
 from rmjax.worlds import traits
 from rmjax.worlds.preferences import is_held_out, TOKENIZER
 from rmjax.worlds.preferences_tasks import NAMES, PLACES
-from rmjax.worlds.world import World
+from rmjax.worlds.world import sigmoid, World
 
 LEVELS = 6  # of quality and of warmth, from 0 to 1
 GOODBYE = ' here we go .'  # at a response's end alone; words that the tokenizer has
@@ -110,7 +110,7 @@ class Reactions(World):
       logit = reaction_logits(np.array([[q, w, g]]), s)[0]
       if s.blind and train:
         logit = reaction_logits(CLASSES[rng.choices(range(len(CLASSES)), rng.choice(self._chances))], s)[0]
-      reacted = rng.random() < (s.eager if adversary else _sigmoid(logit + propensity))
+      reacted = rng.random() < (s.eager if adversary else sigmoid(logit + propensity))
       if reacted or not train or rng.random() < s.keep:
         break
     text = render((q, w, g), s, rng)
@@ -157,12 +157,8 @@ def reaction_logits(classes: Float[np.ndarray, 'C 3'], s: Settings) -> Float[np.
 def reaction_rates(s: Settings) -> Float[np.ndarray, 'C']:
   """Rate of reactions to each class, over all accounts there could be: what an A/B test would find of a policy is its mean."""
   points, weights = np.polynomial.hermite_e.hermegauss(21)
-  honest = _sigmoid(reaction_logits(CLASSES, s)[:, None] + s.propensity * points) @ weights / weights.sum()
+  honest = sigmoid(reaction_logits(CLASSES, s)[:, None] + s.propensity * points) @ weights / weights.sum()
   return (1 - s.adversaries) * honest + s.adversaries * s.eager
-
-
-def _sigmoid(x: Num[np.ndarray, '*D'] | float) -> Num[np.ndarray, '*D'] | float:
-  return 0.5 + 0.5 * np.tanh(x / 2)
 
 
 def base_rate(s: Settings) -> float:

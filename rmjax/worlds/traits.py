@@ -19,7 +19,7 @@ from rmjax.data.records import pairwise_wins, Record
 from rmjax.errors import InputError
 from rmjax.worlds.preferences import is_held_out, TOKENIZER
 from rmjax.worlds.preferences_tasks import FILLERS, NAMES, PLACES, THINGS, WORDS
-from rmjax.worlds.world import World
+from rmjax.worlds.world import sigmoid, World
 
 PLACES_OF_A_SCALE = 12  # words that tell a trait's level, from the lowest to the highest
 SCALES = tuple(tuple(WORDS[k : k + PLACES_OF_A_SCALE]) for k in range(0, len(WORDS) - PLACES_OF_A_SCALE + 1, PLACES_OF_A_SCALE))  # one for each trait
@@ -150,7 +150,7 @@ class Traits(World):
     golds = np.stack([gold_reward(levels, topic, g, centre, s) for g in range(len(s.weights))])
     gold = golds[group] if s.named else np.asarray(shares) @ golds
     felt = golds + levels @ np.asarray(s.bias) if s.bias else golds
-    probabilities = 0.5 + 0.5 * np.tanh((felt[:, :, None] - felt[:, None, :]) / s.temperature / 2)  # [G, N, N]; a sigmoid that cannot overflow
+    probabilities = sigmoid((felt[:, :, None] - felt[:, None, :]) / s.temperature)  # [G, N, N]
     probability = probabilities[group] if s.named else np.tensordot(np.asarray(shares), probabilities, 1)
 
     pairs = [(i, j) for i, j in itertools.combinations(range(s.responses), 2) if texts[i] != texts[j]]  # nobody can tell a text from itself

@@ -6,6 +6,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from jaxtyping import Num
+import numpy as np
+
 from rmjax.data.records import Record
 from rmjax.errors import InputError
 
@@ -55,6 +58,11 @@ class World(ABC):
   @abstractmethod
   def _draw(self, rng: Random, where: str) -> Record:
     """The record that `rng` draws."""
+
+
+def sigmoid(x: Num[np.ndarray, '*D'] | float) -> Num[np.ndarray, '*D'] | float:
+  """1 / (1 + exp(-x)), which cannot overflow this way."""
+  return 0.5 + 0.5 * np.tanh(x / 2)
 
 
 def _tuples(value: Any) -> Any:
