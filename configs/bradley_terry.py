@@ -46,6 +46,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     layout='branch',  # responses that are blind to one another; or 'chain', each after the one before, in an order that every reading draws anew
     separator='',  # text between the responses of a chain
     orders=1,  # of its responses that the evaluation has each record in: see rmjax.evaluation.orders
+    shards=1,  # parts of a batch's rows, each filled from its own share of the records; a multiple of the processes that train together
     levels=0,  # number of quality levels that the label `quality` has; comparisons that contradict them are taken out and counted
   )
   config.world = dict(name='')

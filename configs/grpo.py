@@ -60,6 +60,7 @@ def get_config(arg: str = 'grpo') -> ml_collections.ConfigDict:
     text_prompts='plain',
     too_long='truncate',
     bad_rows='strict',
+    shards=1,  # see bradley_terry.py
   )
   config.world = dict(name='')
   config.sampling = dict(responses=8, max_new_tokens=256, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, stop=())

@@ -16,7 +16,10 @@ def run(main: Callable[[], int | None]) -> None:
   0: done, or what `main` returns. 1: bad input, no room on the disk, or a loss that is not finite; one line on stderr says what and how to mend it.
   143 (128 + SIGTERM): preempted and saved. Anything else is a bug and shows its traceback.
   """
-  from rmjax.training.loop import Diverged, Preempted  # after flags, so that --help is quick
+  import jax  # after flags, so that --help is quick
+
+  from rmjax.training.loop import Diverged, Preempted
+  from rmjax.training.processes import join
 
   if int(os.environ.get('JAX_NUM_CPU_DEVICES') or 1) > 1:
     os.environ.setdefault('NPROC', '32')  # XLA's threads: with one a virtual device, two collectives of one step can wait for each other for ever
@@ -26,10 +29,19 @@ def run(main: Callable[[], int | None]) -> None:
     sys.argv = flags.FLAGS(sys.argv)
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as e:  # ml_collections lets its own through
     _exit(1, f'error: {_one_line(e)}')
+  def start(_):
+    join(getattr(flags.FLAGS, 'distributed', ''))
+    return main()
+
   try:
-    app.run(lambda _: main())
+    app.run(start)
   except (InputError, Diverged, OSError) as e:
     _exit(1, f'error: {_one_line(e)}')
+  except jax.errors.JaxRuntimeError as e:
+    if jax.process_count() == 1:
+      raise
+    _exit(1, f'error: process {jax.process_index()} of {jax.process_count()} lost another, whose own output says why; start all of them again by the same '
+             f'command to go on from the last checkpoint: {_one_line(e)[:300]}')
   except Preempted as e:
     _exit(143, str(e))
 

@@ -16,14 +16,16 @@ from typing import Any
 
 from absl import flags
 import jax
+from jax.experimental import multihost_utils
 import ml_collections
 import numpy as np
 
 from experiments import cli
 from experiments.policy_setup import PolicySetup, setup
-from experiments.train_reward import claim, define_flags
+from experiments.train_reward import claim, define_flags, open_batches, open_writer
 from rmjax.data import pipeline
 from rmjax.data.records import Messages
+from rmjax.errors import InputError
 from rmjax.evaluation import figures
 from rmjax.evaluation.overoptimization import read_curves
 from rmjax.evaluation.overoptimization_figures import overoptimization_curves
@@ -31,8 +33,9 @@ from rmjax.policy.iteration import Metrics, sampling_key, Signals
 from rmjax.rewards.functions import call_all
 from rmjax.training import loop
 from rmjax.training.checkpoints import Checkpoints
-from rmjax.training.mesh import batch_sharding, shard_batch, use_mesh
-from rmjax.training.metrics import Mean, write_json, Writer
+from rmjax.training.mesh import batch_sharding, own_rows, shard_batch, use_mesh
+from rmjax.training.metrics import Mean, write_json
+from rmjax.training.processes import is_first
 from rmjax.training.saved import describe
 from rmjax.training.step import TrainState
 from rmjax.trees import Trees
@@ -42,10 +45,12 @@ def optimize(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]
   """Trains, evaluates, and returns what it wrote to result.json."""
   started = time.time()
   run = setup(config)
-  shard = {**run.shape, 'rows': run.shape['rows'] // jax.process_count(), 'process_index': jax.process_index(), 'process_count': jax.process_count()}
-  batches = pipeline.train_batches(run.train_source, run.encode, seed=config.seed, **shard)
+  if run.rewards.on_text and jax.process_count() > 1:
+    raise InputError(f'rewards.{next(iter(run.rewards.on_text))} is a function of text, which one process calls: train by one, or give rewards on the device')
+  batches = open_batches(run, config)
   claim(workdir, config)
-  run.tokenizer.save(workdir / 'tokenizer')
+  if is_first():
+    run.tokenizer.save(workdir / 'tokenizer')
 
   with use_mesh(run.mesh):
     state = run.init(jax.random.key(config.seed))
@@ -69,12 +74,14 @@ def optimize(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]
       else:
         state, metrics, rollout, signals = iterate(state, prompts)
       if config.train.samples and (number == 1 or number % config.train.log_every == 0):
-        write_samples(samples, run, rollout, signals, step=number, most=config.train.samples)
+        whole = multihost_utils.process_allgather((rollout, signals), tiled=True) if jax.process_count() > 1 else (rollout, signals)
+        if is_first():
+          write_samples(samples, run, *whole, step=number, most=config.train.samples)
       return state, metrics
 
     def evaluate(state: TrainState) -> dict[str, float]:
       mean, key = Mean(), jax.random.key(config.seed)  # the same draws at every evaluation
-      for number, batch in enumerate(pipeline.eval_batches(run.eval_source, run.encode, **shard)):
+      for number, batch in enumerate(pipeline.eval_batches(run.eval_source, run.encode, **run.shape, own=own_rows(run.mesh, run.shape['rows']))):
         rollout = sample(state.params, shard_batch(batch.trees, run.mesh), jax.random.fold_in(key, number))
         mean.add(measure(state.params, rollout, signals_of(state.params, rollout, run.eval_source)))
       return {name: value for name, value in mean.means().items() if name != 'num_tokens'}
@@ -84,9 +91,9 @@ def optimize(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]
     meta = {'config': config.to_dict(), 'decoder': describe(run.decoder)}
     if checkpoints.latest() is not None:
       state, meta = checkpoints.restore(state, batches)
-    wandb = {'project': config.wandb, 'config': config.to_dict()} if config.wandb else None
-    writer = Writer(workdir, resume_step=int(state.step), wandb=wandb)
-    cut_samples(samples, int(state.step))
+    writer = open_writer(workdir, config, int(state.step))
+    if is_first():
+      cut_samples(samples, int(state.step))
 
     with contextlib.closing(checkpoints), contextlib.closing(writer):  # a save that was started is finished, whatever ends the loop
       state, last = loop.fit(
@@ -97,6 +104,8 @@ def optimize(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]
 
   capped = [name for name in run.constraints.names if last.get(f'constraints/{name}/capped', 0) >= 1]
   result = {**last, **{f'constraints/{name}/out_of_reach': 1.0 for name in capped}, 'seconds': time.time() - started}
+  if not is_first():
+    return result
   write_json(workdir / 'result.json', result)
   shown = ('reward', *(f'rewards/{name}/mean' for name in run.rewards.weights), 'objective/kl', 'completions/mean_length')
   figures.training_curves(workdir / 'metrics.jsonl', workdir / 'figures' / 'training.png', shown)

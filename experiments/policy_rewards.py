@@ -14,6 +14,7 @@ from rmjax import named
 from rmjax.data.records import Messages, Record
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.errors import InputError
+from rmjax.models import RewardModel
 from rmjax.rewards.ensembles import ensemble
 from rmjax.rewards.functions import RewardFunction
 from rmjax.training.saved import load_reward_model
@@ -93,16 +94,7 @@ def _add_models(
   as_rolled_out = lambda data: not data['suffix'] and data.get('layout', 'branch') == 'branch'
   if all(model.tokenizer.backend.to_str() == own and as_rolled_out(model.data) for model in saved):
     rewards.params[name] = [model.params for model in saved]
-
-    def on_device(params: Any, batch: Trees) -> Array:
-      plain = Trees(**{**vars(batch), 'labels': {}})
-      each = []
-      for model, p in zip(saved, params, strict=True):
-        scores = model.model.apply({'params': p}, plain)
-        each.append(model.model.head.reward(scores) if gives == 'reward' else win_rate(model.model.head.preference_logits(scores), batch.response_ends >= 0))
-      return ensemble(jnp.stack(each), uncertainty=uncertainty)
-
-    rewards.on_device[name] = on_device
+    rewards.on_device[name] = model_reward([model.model for model in saved], uncertainty=uncertainty, gives=gives)
     return
   scorers = [inference.load(directory, best=best, bad_rows='lenient', head=head) for directory in directories]
 
@@ -116,6 +108,20 @@ def _add_models(
     return [None if np.isnan(value) else float(value) for value in np.asarray(ensemble(np.stack(each), uncertainty=uncertainty))]
 
   rewards.on_text[name] = on_text
+
+
+def model_reward(models: Sequence[RewardModel], *, uncertainty: float = 0.0, gives: str = 'reward') -> Callable[[Any, Trees], Array]:
+  """(a list of their parameters, rollout) -> rewards [R, S, N] of an ensemble of models; see `build_rewards`."""
+
+  def on_device(params: Any, batch: Trees) -> Array:
+    plain = Trees(**{**vars(batch), 'labels': {}})
+    each = []
+    for model, p in zip(models, params, strict=True):
+      scores = model.apply({'params': p}, plain)
+      each.append(model.head.reward(scores) if gives == 'reward' else win_rate(model.head.preference_logits(scores), batch.response_ends >= 0))
+    return ensemble(jnp.stack(each), uncertainty=uncertainty)
+
+  return on_device
 
 
 def win_rate(logits: Array, present: Array) -> Array:

@@ -49,6 +49,7 @@ class PolicySetup(NamedTuple):
     constraints: what has thresholds.
     rewards: the reward functions.
     schedule: step -> learning rate of the policy.
+    layout: part -> shapes, dtypes and shardings of its parameters; parts that are not named are small, and whole on every device.
     init: key -> state before the first iteration; an array of keys gives a stack of states.
     sample: (params, prompts, key) -> rollout.
     score: (params, rollout) -> signals of the reward functions that run on the device.
@@ -66,6 +67,7 @@ class PolicySetup(NamedTuple):
   constraints: Constraints
   rewards: Rewards
   schedule: Callable[[int], Any]
+  layout: dict[str, Any]
   init: Callable[[jax.Array], TrainState]
   sample: Callable[[Any, Trees, jax.Array], Trees]
   score: Callable[[Any, Trees], Signals]
@@ -79,12 +81,13 @@ class PolicySetup(NamedTuple):
     return *self.update(state, rollout, signals), rollout, signals
 
 
-def setup(config: ml_collections.ConfigDict, *, mesh: Mesh | None = None) -> PolicySetup:
+def setup(config: ml_collections.ConfigDict, *, mesh: Mesh | None = None, rewards: Rewards | None = None) -> PolicySetup:
   """Builds what the config describes; nothing is trained or written.
 
   Args:
     config: of a program that trains policies.
     mesh: instead of the config's.
+    rewards: instead of the config's.
 
   Raises:
     InputError: something in the config, the data or a checkpoint cannot be used; the message names it.
@@ -101,7 +104,7 @@ def setup(config: ml_collections.ConfigDict, *, mesh: Mesh | None = None) -> Pol
   settings, new = config.model.to_dict(), config.sampling.max_new_tokens
   decoder = choose_decoder(settings['path'], settings['decoder'], tokenizer=tokenizer, max_length=config.data.max_length + new)
   _check_batches(config, algorithm, mesh, decoder)
-  rewards = build_rewards(config.rewards.to_dict(), tokenizer, mesh)
+  rewards = rewards or build_rewards(config.rewards.to_dict(), tokenizer, mesh)
   _check_constraints(constraints, thresholds, algorithm, rewards, config)
 
   # Networks
@@ -126,10 +129,14 @@ def setup(config: ml_collections.ConfigDict, *, mesh: Mesh | None = None) -> Pol
   policy_options = config.optimizer.to_dict()
   if lora['rank']:
     policy_options['freeze'] = '|'.join(filter(None, (FROZEN, policy_options['freeze'])))
-  policy_optimizer, schedule = optimizers.from_config(abstract_params(policy, mesh), policy_options, steps=updates)
+  layout = {'policy': abstract_params(policy, mesh)}
+  policy_optimizer, schedule = optimizers.from_config(layout['policy'], policy_options, steps=updates)
   by_part = {'policy': policy_optimizer}
+  if config.reference == 'frozen' and not lora['rank']:
+    layout['reference'] = layout['policy']
   if critic:
-    by_part['value'] = optimizers.from_config(abstract_params(critic, mesh), config.critic.optimizer.to_dict(), steps=updates)[0]
+    layout['value'] = abstract_params(critic, mesh)
+    by_part['value'] = optimizers.from_config(layout['value'], config.critic.optimizer.to_dict(), steps=updates)[0]
   if constraints.multipliers:
     by_part['multipliers'] = constrained.multiplier_optimizer(constraints.senses, constraints.form, cap=constraints.cap or None, **multipliers)
   objective = policy_objective(algorithm, log_probs_of, values_of, constraints=constraints, length=new)
@@ -143,7 +150,7 @@ def setup(config: ml_collections.ConfigDict, *, mesh: Mesh | None = None) -> Pol
     fold = lambda number: over_keys(lambda key: jax.random.fold_in(key, number))(key)
     stack = lambda x: jnp.broadcast_to(x, (*key.shape, *x.shape))
     params = {'policy': init_params(policy, settings['path'], mesh, key)}
-    if config.reference == 'frozen' and not lora['rank']:
+    if 'reference' in layout:
       params['reference'] = jax.tree.map(jnp.copy, params['policy'])  # a buffer of its own, since the policy's are given away
     if critic:
       params['value'] = init_params(critic, config.critic.path or settings['path'], mesh, fold(1))
@@ -182,6 +189,7 @@ def setup(config: ml_collections.ConfigDict, *, mesh: Mesh | None = None) -> Pol
     decoder=decoder,
     constraints=constraints,
     rewards=rewards,
+    layout=layout,
     schedule=lambda number: schedule(number * algorithm.epochs * algorithm.minibatches),
     init=init,
     sample=sample,

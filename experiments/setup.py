@@ -45,6 +45,7 @@ class Setup(NamedTuple):
     model: backbone and head.
     objective: of all parts.
     schedule: step -> learning rate of the part `reward`.
+    layout: part -> shapes, dtypes and shardings of its parameters; parts that are not named are small, and whole on every device.
     init: key -> state before the first step; an array of keys gives a stack of states.
     step: (state, batch) -> (state, metrics), to be jitted.
   """
@@ -60,6 +61,7 @@ class Setup(NamedTuple):
   model: RewardModel
   objective: Objective
   schedule: Callable[[int], Any]
+  layout: dict[str, Any]
   init: Callable[[jax.Array], TrainState]
   step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
 
@@ -114,7 +116,8 @@ def setup(config: ml_collections.ConfigDict, *, mesh: Mesh | None = None) -> Set
   objective = reward_objective(model, losses, freeze=options['freeze'], networks=networks)
   shapes = {part: jax.eval_shape(functools.partial(init_network, network), jax.random.key(0)) for part, network in networks.items()}
   built = {part: optimizers.from_config(shapes[part], spec['optimizer'], steps=config.train.steps) for part, spec in parts.items()}
-  built['reward'] = optimizers.from_config(abstract_params(model, mesh), options, steps=config.train.steps)
+  layout = {'reward': abstract_params(model, mesh)}
+  built['reward'] = optimizers.from_config(layout['reward'], options, steps=config.train.steps)
   by_part = {part: optimizer for part, (optimizer, _) in built.items()}
 
   def init(key: jax.Array) -> TrainState:
@@ -139,6 +142,7 @@ def setup(config: ml_collections.ConfigDict, *, mesh: Mesh | None = None) -> Set
     model=model,
     objective=objective,
     schedule=built['reward'][1],
+    layout=layout,
     init=init,
     step=make_step(objective, by_part, accumulate=config.train.accumulate, **moves),
   )

@@ -26,8 +26,9 @@ from rmjax.evaluation import figures
 from rmjax.evaluation.scoring import score_records
 from rmjax.training import loop
 from rmjax.training.checkpoints import Checkpoints
-from rmjax.training.mesh import shard_batch, use_mesh
-from rmjax.training.metrics import Mean, write_json, Writer
+from rmjax.training.mesh import own_rows, own_shards, shard_batch, use_mesh
+from rmjax.training.metrics import Mean, Silent, write_json, Writer
+from rmjax.training.processes import is_first
 from rmjax.training.saved import describe
 from rmjax.training.step import flat_metrics
 
@@ -41,10 +42,10 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
 
   run = setup(config)
   measures = [named.resolve('evaluation.measures', name, SUMMARY) for name in config.evaluation.measures]  # before hours of training, not after
-  shard = {**run.shape, 'rows': config.train.rows // jax.process_count(), 'process_index': jax.process_index(), 'process_count': jax.process_count()}
-  batches = pipeline.train_batches(run.train_source, run.encode, seed=config.seed, **shard)
+  batches = open_batches(run, config)
   claim(workdir, config)
-  run.tokenizer.save(workdir / 'tokenizer')
+  if is_first():
+    run.tokenizer.save(workdir / 'tokenizer')
 
   with use_mesh(run.mesh):
     key = jax.random.key(config.seed)
@@ -54,7 +55,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
 
     def evaluate(state) -> dict[str, float]:
       mean = Mean()
-      for batch in pipeline.eval_batches(run.eval_source, run.encode, **shard):
+      for batch in pipeline.eval_batches(run.eval_source, run.encode, **run.shape, own=own_rows(run.mesh, run.shape['rows'])):
         mean.add(figures_of_batch(state.params, shard_batch(batch.trees, run.mesh)))
       return {name: value for name, value in mean.means().items() if name != 'num_tokens'}
 
@@ -63,8 +64,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     meta = {'config': config.to_dict(), 'decoder': describe(run.decoder)}
     if checkpoints.latest() is not None:
       state, meta = checkpoints.restore(state, batches)
-    wandb = {'project': config.wandb, 'config': config.to_dict()} if config.wandb else None
-    writer = Writer(workdir, resume_step=int(state.step), wandb=wandb)
+    writer = open_writer(workdir, config, int(state.step))
 
     with contextlib.closing(checkpoints), contextlib.closing(writer):  # a save that was started is finished, whatever ends the loop
       state, last = loop.fit(
@@ -79,10 +79,23 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
   bad = {'train_bad_rows': len(run.train_source.bad), 'eval_bad_rows': len(run.eval_source.bad)}
   measured = {f'eval_{name}': value for measure in measures for name, value in measure(scored).items()}
   result = {**last, **measured, **bad, 'seconds': time.time() - started}
-  write_json(workdir / 'result.json', result)
-  figures.training_curves(workdir / 'metrics.jsonl', workdir / 'figures' / 'training.png')
-  figures.report(scored, workdir / 'figures')
+  if is_first():
+    write_json(workdir / 'result.json', result)
+    figures.training_curves(workdir / 'metrics.jsonl', workdir / 'figures' / 'training.png')
+    figures.report(scored, workdir / 'figures')
   return result
+
+
+def open_batches(run: Any, config: ml_collections.ConfigDict) -> pipeline.ShardedBatches:
+  """The training data of a run that `setup` built: this process's part of every batch."""
+  own = own_shards(run.mesh, run.shape['rows'], config.data.shards)
+  return pipeline.ShardedBatches(run.train_source, run.encode, seed=config.seed, shards=config.data.shards, own=own, **run.shape)
+
+
+def open_writer(workdir: Path, config: ml_collections.ConfigDict, step: int) -> Writer | Silent:
+  """Where this process's figures go, from a step on."""
+  wandb = {'project': config.wandb, 'config': config.to_dict()} if config.wandb else None
+  return Writer(workdir, resume_step=step, wandb=wandb) if is_first() else Silent()
 
 
 def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
@@ -98,8 +111,9 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
     for name in sorted(there.keys() | here.keys()):
       if not name.startswith(NOT_OF_A_RUN) and there.get(name) != here.get(name):
         raise InputError(f'{workdir} holds a run with config.{name} = {there.get(name)}, not {here.get(name)}: choose another --workdir, or pass the same')
-  workdir.mkdir(parents=True, exist_ok=True)
-  write_json(path, wanted)
+  if is_first():
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(path, wanted)
 
 
 def _leaves(tree: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
@@ -110,13 +124,16 @@ def _leaves(tree: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
 def define_flags() -> None:
   """Defines the flags; only a program that is run does, so that any number of them can be imported together."""
   config_flags.DEFINE_config_file('config', lock_config=True)
-  flags.DEFINE_string('workdir', None, 'Directory of the run.', required=True)
+  flags.DEFINE_string('workdir', None, 'Directory of the run; where several processes share one, all must see it.', required=True)
+  flags.DEFINE_string('distributed', '', "'auto' to train with the other processes of this launch, or HOST:PORT,INDEX,COUNT; see docs/launch.md.")
 
 
 def main() -> None:
   """Trains what the flags say, and prints the result's main figures."""
   result = train(flags.FLAGS.config, Path(flags.FLAGS.workdir))
   figures_of = ('eval_accuracy', 'eval_accuracy_se', 'eval_bayes_accuracy', 'eval_gold_accuracy', 'eval_best_of_n_accuracy', 'tokens_per_second', 'seconds')
+  if not is_first():
+    return
   print('  '.join(f'{name} {result[name]:.4g}' for name in figures_of if name in result))
   print(f'figures and result.json are in {flags.FLAGS.workdir}')
 

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from rmjax.trees import response_lengths
+
 
 def words(completions, **columns):
   """Number of words, as TRL would give it."""
@@ -24,3 +26,8 @@ def fragile(completions, **columns):
     if count > 2:
       raise ValueError('the judge is down')
   return words(completions)
+
+
+def count_tokens(batch):
+  """Lengths of a rollout's responses, on the device."""
+  return response_lengths(batch).astype('float32')

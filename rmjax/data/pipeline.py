@@ -1,9 +1,9 @@
-"""Records to packed batches: shuffled, sharded by process, prefetched, and resumable to the exact batch.
+"""Records to packed batches: shuffled, sharded, prefetched, and resumable to the exact batch.
 
 Dimensions: R rows, T length, S slots, N responses.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable, SupportsIndex
 
 import grain
@@ -30,7 +30,7 @@ class Batch(NamedTuple):
   """What one step takes.
 
   Attributes:
-    trees: rows of this process, as numpy arrays; label `index` is the record's number in its source.
+    trees: as numpy arrays; label `index` is the record's number in its source.
     counts: records read for it, and how many of them were `truncated` or `refused`; comparisons taken out as `incompatible`.
   """
 
@@ -61,7 +61,7 @@ class Packer:
         return row, len(self.rows[row]) - 1
     return None
 
-  def pack(self, rows: slice = slice(None)) -> trees.Trees:
+  def pack(self, rows: Sequence[int] | slice = slice(None)) -> trees.Trees:
     """The batch, or some of its rows; these have all of its labels even if they are empty."""
     return jax.tree.map(lambda x: x[rows], trees.pack(self.rows, **self.shape))
 
@@ -75,8 +75,8 @@ def train_batches(
   slots: int,
   responses: int,
   seed: int,
-  process_index: int = 0,
-  process_count: int = 1,
+  shard: int = 0,
+  shards: int = 1,
   prefetch: int = 2,
 ) -> grain.DatasetIterator[Batch]:
   """Batches without end, in an order that only the seed decides; every epoch is shuffled anew.
@@ -86,31 +86,75 @@ def train_batches(
   Args:
     source: records. One with `draw(index, rng)` draws a record anew each time that it is read; one with `parts`, see `mixed`, is a mixture.
     encode: record -> tree or reason.
-    rows: R of this process.
+    rows: R.
     length: T.
     slots: S.
     responses: N.
     seed: of the shuffle.
-    process_index: which share of the records is read,
-    process_count: of how many.
+    shard: which share of the records is read,
+    shards: of how many.
     prefetch: batches made ahead by a thread.
 
   Raises:
     InputError: (by the iterator) a tree that no row can hold, a source without records, or records with different labels.
   """
-  if len(source) < process_count:
-    raise InputError(f'the training data has {len(source)} records for {process_count} processes: there is nothing to train on')
+  if len(source) < shards:
+    raise InputError(f'the training data has {len(source)} records for data.shards = {shards}: there is nothing to train on')
   shape = dict(rows=rows, length=length, slots=slots, responses=responses)
   encoded = _Encoded(source, encode, **shape)
-  shuffled = lambda numbers, seed: numbers.seed(seed % 2**32).shuffle()[process_index::process_count].repeat()
+  shuffled = lambda numbers, seed: numbers.seed(seed % 2**32).shuffle()[shard::shards].repeat()
   numbers = mixed(source, lambda numbers, part: shuffled(numbers, seed + part))
   if hasattr(source, 'draw'):
     dataset = numbers.seed(seed % 2**32).random_map(encoded.draw)
   else:
     dataset = numbers.map(encoded.__getitem__)
   stream = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=64))
-  packed = _PackIterDataset(stream, shape, most_refused=2 * -(-len(source) // process_count))  # so many in a row include a whole epoch
+  packed = _PackIterDataset(stream, shape, most_refused=2 * -(-len(source) // shards))  # so many in a row include a whole epoch
   return iter(grain.experimental.ThreadPrefetchIterDataset(packed, prefetch_buffer_size=prefetch))
+
+
+class ShardedBatches:
+  """The batches of several shards of the data, joined row by row; a process holds some of the shards, all processes together hold all.
+
+  The whole batch is the same whatever processes there are, and so is `get_state`, whose shards any processes can go on from.
+  """
+
+  def __init__(self, source: Source, encode: Encode, *, rows: int, shards: int, own: Sequence[int], **options: Any):
+    """Opens the shards.
+
+    Args:
+      source: see `train_batches`.
+      encode: likewise.
+      rows: R of the whole batch, which all processes make together.
+      shards: how many parts the rows have, each filled from its own share of the records.
+      own: which of them this process reads; see `rmjax.training.mesh.own_shards`.
+      **options: further arguments of `train_batches`.
+    """
+    self._streams = {shard: train_batches(source, encode, rows=rows // shards, shard=shard, shards=shards, **options) for shard in own}
+
+  def __iter__(self) -> 'ShardedBatches':
+    return self
+
+  def __next__(self) -> Batch:
+    """The rows of this process, in the order of its shards."""
+    parts = [next(stream) for stream in self._streams.values()]
+    joined = jax.tree.map(lambda *xs: np.concatenate(xs) if len(xs) > 1 else xs[0], *(part.trees for part in parts))
+    return Batch(joined, {name: sum(part.counts[name] for part in parts) for name in parts[0].counts})
+
+  def get_state(self) -> dict[str, Any]:
+    """Shard -> where this process is in it; JSON-able."""
+    return {str(shard): stream.get_state() for shard, stream in self._streams.items()}
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    """Goes on from a state; shards of other processes may be in it.
+
+    Raises:
+      InputError: one of this process's shards is not in it.
+    """
+    for shard, stream in self._streams.items():
+      if str(shard) not in state:
+        raise InputError(f'the checkpoint has read {len(state)} shards of the data, and shard {shard} is not among them: set data.shards to {len(state)} again')
+      stream.set_state(state[str(shard)])
 
 
 def mixed(source: Source, order: Callable[[grain.MapDataset[int], int], grain.MapDataset[int]]) -> grain.MapDataset[int]:
@@ -137,18 +181,25 @@ def eval_batches(
   length: int,
   slots: int,
   responses: int,
-  process_index: int = 0,
-  process_count: int = 1,
+  own: Sequence[int] | slice = slice(None),
 ) -> Iterator[Batch]:
   """Every record once, in order; the last batch has empty rows.
 
-  All processes see the same number of batches: each packs the whole batch and keeps its own rows. Arguments are those of `train_batches`.
+  All processes see the same number of batches: each packs the whole batch and keeps its own rows.
+
+  Args:
+    source: see `train_batches`.
+    encode: likewise.
+    rows: R of the whole batch.
+    length: T.
+    slots: S.
+    responses: N.
+    own: the rows that this process holds.
 
   Raises:
     InputError: as `train_batches`, or every record was refused.
   """
-  shape = dict(rows=rows * process_count, length=length, slots=slots, responses=responses)
-  own = slice(process_index * rows, (process_index + 1) * rows)
+  shape = dict(rows=rows, length=length, slots=slots, responses=responses)
   encoded = _Encoded(source, encode, **shape)
   packer, counts, item = Packer(**shape), _no_counts(), 'there is none'
   for index in range(len(source)):

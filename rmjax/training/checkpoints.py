@@ -12,18 +12,14 @@ from pathlib import Path
 import shutil
 from typing import Any
 
-import grain
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
 
+from rmjax.data.pipeline import ShardedBatches
 from rmjax.errors import InputError
+from rmjax.training.processes import gather
 from rmjax.training.step import TrainState
-
-_HANDLERS = dict(
-  params=ocp.StandardCheckpointHandler(), training=ocp.StandardCheckpointHandler(), data=grain.checkpoint.CheckpointHandler(), meta=ocp.JsonCheckpointHandler()
-)
-
 
 class Checkpoints:
   """The checkpoints of a run, in `workdir/checkpoints`: the newest and the best by a metric are kept.
@@ -51,19 +47,19 @@ class Checkpoints:
         best_fn=_quality if best else None,  # else metrics are not written, and a resumed run would forget which is best
         cleanup_tmp_directories=True,
       ),
-      item_handlers=_HANDLERS,
+      item_handlers=_handlers(),
     )
 
   def latest(self) -> int | None:
     """Step of the newest checkpoint, None if there is none."""
     return self._manager.latest_step()
 
-  def save(self, state: TrainState, iterator: grain.DatasetIterator, meta: dict[str, Any], metrics: dict[str, float] | None = None) -> None:
+  def save(self, state: TrainState, iterator: ShardedBatches, meta: dict[str, Any], metrics: dict[str, float] | None = None) -> None:
     """Starts to save; returns before it is written.
 
     Args:
       state: all of it is saved.
-      iterator: its position is saved.
+      iterator: its position is saved, with those of other processes.
       meta: JSON-able; what a reader needs to know of the run.
       metrics: what the evaluation at this step gave, if there was one.
 
@@ -88,13 +84,13 @@ class Checkpoints:
     args = ocp.args.Composite(
       params=ocp.args.StandardSave(state.params),
       training=ocp.args.StandardSave(_training(state)),
-      data=grain.checkpoint.CheckpointSave(iterator),
+      data=ocp.args.JsonSave({shard: state for states in gather(iterator.get_state()) for shard, state in states.items()}),
       meta=ocp.args.JsonSave(copy.deepcopy(meta)),
     )
     self._started = step
     self._manager.save(step, args=args, metrics=best)
 
-  def restore(self, state: TrainState, iterator: grain.DatasetIterator) -> tuple[TrainState, dict[str, Any]]:
+  def restore(self, state: TrainState, iterator: ShardedBatches) -> tuple[TrainState, dict[str, Any]]:
     """Reads the newest checkpoint.
 
     Args:
@@ -111,12 +107,13 @@ class Checkpoints:
     args = ocp.args.Composite(
       params=ocp.args.StandardRestore(params),
       training=ocp.args.StandardRestore(training),
-      data=grain.checkpoint.CheckpointRestore(iterator),
+      data=ocp.args.JsonRestore(),
       meta=ocp.args.JsonRestore(),
     )
     with _reading(self._manager, self.latest()) as (step, where):
       check_same_tree(self._manager.item_metadata(step).params, params, where)
       restored = self._manager.restore(step, args=args)
+    iterator.set_state(restored.data)
     return TrainState(params=restored.params, **restored.training), restored.meta
 
   def close(self) -> None:
@@ -178,6 +175,12 @@ def restore_params(workdir: Path | str, params: Any, *, best: bool = False) -> A
       return {part: found[part] for part in abstract}
 
 
+def _handlers() -> dict[str, Any]:
+  """Made when they are used, not at import: they start JAX, which several processes must have joined before."""
+  standard, json = ocp.StandardCheckpointHandler, ocp.JsonCheckpointHandler
+  return dict(params=standard(), training=standard(), data=json(), meta=json())
+
+
 def _quality(metrics: dict[str, float]) -> float:
   return metrics['quality']
 
@@ -192,7 +195,7 @@ def _reader(workdir: Path | str) -> ocp.CheckpointManager:
   directory = Path(workdir).resolve() / 'checkpoints'
   if not directory.is_dir():
     raise InputError(f'{workdir} holds no checkpoints: give the --workdir of a training run')
-  return ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(read_only=True, best_fn=_quality), item_handlers=_HANDLERS)
+  return ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(read_only=True, best_fn=_quality), item_handlers=_handlers())
 
 
 @contextlib.contextmanager

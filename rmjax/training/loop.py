@@ -7,17 +7,19 @@ import math
 import signal
 from typing import Any
 
-import grain
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from rmjax.data.pipeline import ShardedBatches
 from rmjax.errors import InputError
 from rmjax.training.checkpoints import Checkpoints
 from rmjax.training.mesh import shard_batch
 from rmjax.training.metrics import Mean, Throughput, Writer
+from rmjax.training.processes import gather, is_first
 from rmjax.training.step import TrainState
 
 
@@ -32,7 +34,7 @@ class Preempted(Exception):
 def fit(
   state: TrainState,
   step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]],
-  batches: grain.DatasetIterator,
+  batches: ShardedBatches,
   *,
   steps: int,
   mesh: Mesh,
@@ -51,7 +53,7 @@ def fit(
   Args:
     state: where to start; `state.step` says how far it is.
     step: jitted, with the state donated. Where it raises InputError the state must still be whole.
-    batches: yields `rmjax.data.pipeline.Batch`; its position is saved with every checkpoint.
+    batches: this process's rows; their position is saved with every checkpoint.
     steps: total number of updates.
     mesh: where batches go.
     checkpoints: saved to every `save_every` steps and at the end.
@@ -76,7 +78,10 @@ def fit(
   window, clock = Mean(meta.get('window')), Throughput()
   figures: dict[str, float] = {}
   evaluated: dict[int, dict[str, float]] = {}  # step -> what the evaluation there gave; the newest alone
+  counted: dict[str, int] = {}  # records that this process has read since it last told the others
   unread: deque[tuple[int, dict[str, Any], np.ndarray]] = deque()  # the device works on while the host reads the step before
+  # Several processes on CPUs wait for each step: with more than one on its way their collectives can wait for each other for ever.
+  ahead = 0 if jax.process_count() > 1 and jax.default_backend() == 'cpu' else 1
 
   def read(keep: int) -> None:
     while len(unread) > keep:
@@ -91,8 +96,15 @@ def fit(
       clock.tick(tokens)
       window.add(metrics)
 
-  def save(number: int) -> None:
+  def settle() -> None:
     read(0)
+    for counts in gather(counted):
+      for name, count in counts.items():
+        totals[name] = totals.get(name, 0) + count
+    counted.clear()
+
+  def save(number: int) -> None:
+    settle()
     meta['window'] = window.totals
     checkpoints.save(state, batches, meta, evaluated.get(number))
 
@@ -121,11 +133,11 @@ def fit(
         raise type(e)(f'{e}; saved at step {number - 1}: the same command goes on from there') from e
       unread.append((number, metrics, batch.trees.labels['index']))
       for name, count in batch.counts.items():
-        totals[name] = totals.get(name, 0) + count
-      read(keep=1)
+        counted[name] = counted.get(name, 0) + count
+      read(keep=ahead)
       last = number == steps
       if last or number % log_every == 0:
-        read(0)
+        settle()
         line = {
           **window.means(),
           'learning_rate': float(schedule(number - 1)),
@@ -137,7 +149,7 @@ def fit(
         report(number, line)
       if last or (eval_every and number % eval_every == 0):
         assess(number)
-      if terminated():
+      if terminated(number):
         save(number)
         raise Preempted(f'SIGTERM at step {number}: saved; run the same command to go on')
       if last or (save_every and number % save_every == 0):
@@ -147,12 +159,15 @@ def fit(
 
 
 @contextlib.contextmanager
-def _sigterm() -> Iterator[Callable[[], bool]]:
-  """Catches SIGTERM, so that a step and its checkpoint are finished first."""
+def _sigterm() -> Iterator[Callable[[int], bool]]:
+  """Catches SIGTERM, so that a step and its checkpoint are finished first. Yields what says whether to stop after a step."""
+  if jax.process_count() > 1:  # JAX catches it, and lets all processes stop after the same step
+    yield multihost_utils.reached_preemption_sync_point
+    return
   seen = []
   previous = signal.signal(signal.SIGTERM, lambda *_: seen.append(True))
   try:
-    yield lambda: bool(seen)
+    yield lambda number: bool(seen)
   finally:
     signal.signal(signal.SIGTERM, previous)
 
@@ -160,7 +175,7 @@ def _sigterm() -> Iterator[Callable[[], bool]]:
 @contextlib.contextmanager
 def _progress(steps: int, done: int) -> Iterator[tuple[Callable, Callable]]:
   """A progress bar with tokens/s on a terminal, plain lines elsewhere."""
-  console = Console(stderr=True)
+  console = Console(stderr=True, quiet=not is_first())
   columns = (BarColumn(), MofNCompleteColumn(), TextColumn('{task.fields[rate]:,.0f} tokens/s'), TimeRemainingColumn())
   with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
     task = bar.add_task('train', total=steps, completed=done, rate=0.0)

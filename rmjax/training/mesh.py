@@ -1,6 +1,6 @@
 """The device mesh, and which of its axes each logical dimension is laid along."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import contextlib
 import math
 from typing import Any
@@ -27,14 +27,15 @@ RULES = (
 )
 
 
-def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, sequence: int = 1) -> Mesh:
-  """A mesh over all devices; one axis may be -1, which takes what the others leave.
+def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, sequence: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """A mesh over all devices, or those given; one axis may be -1, which takes what the others leave.
 
   Raises:
     InputError: the sizes do not multiply to the number of devices.
   """
   sizes = dict(zip(AXES, (data, fsdp, tensor, sequence), strict=True))
-  count = jax.device_count()
+  devices = jax.devices() if devices is None else list(devices)
+  count = len(devices)
   free = [axis for axis, size in sizes.items() if size == -1]
   fixed = math.prod(size for size in sizes.values() if size != -1)
   if len(free) == 1 and count % fixed == 0:
@@ -42,7 +43,7 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, sequence: int =
   if math.prod(sizes.values()) != count or min(sizes.values()) < 1:
     shape = ' x '.join(f'{axis} {size}' for axis, size in sizes.items())
     raise InputError(f'mesh {shape} does not fit {count} devices: set one of config.mesh.* to -1, or make their product {count}')
-  return _mesh(tuple(sizes.values()), jax.devices())
+  return _mesh(tuple(sizes.values()), devices)
 
 
 def one_device_mesh() -> Mesh:
@@ -111,3 +112,29 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
   """Assembles the global batch on the mesh from each process's rows."""
   sharding = batch_sharding(mesh)
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def own_rows(mesh: Mesh, rows: int) -> list[int]:
+  """Which of a global batch's rows this process's devices hold, in order."""
+  held = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
+  return sorted({row for (part,) in held for row in range(rows)[part]})
+
+
+def own_shards(mesh: Mesh, rows: int, shards: int) -> list[int]:
+  """Which shards of the data fill the rows that this process's devices hold.
+
+  Args:
+    mesh: where batches go.
+    rows: R of the global batch.
+    shards: parts of equal size that its rows have.
+
+  Raises:
+    InputError: the rows cannot be split so, or this process holds a part of a shard.
+  """
+  if shards < 1 or rows % shards:
+    raise InputError(f'train.rows = {rows} cannot be split into data.shards = {shards}: change one of them')
+  each, held = rows // shards, set(own_rows(mesh, rows))
+  own = [shard for shard in range(shards) if shard * each in held]
+  if {shard * each + i for shard in own for i in range(each)} != held:
+    raise InputError(f'{jax.process_count()} processes cannot share data.shards = {shards}: set it to a multiple of the processes that rows are split over')
+  return own

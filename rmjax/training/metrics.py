@@ -59,6 +59,16 @@ class Throughput:
       self._last += time.perf_counter() - start
 
 
+class Silent:
+  """In place of a `Writer`, for processes that leave writing to the first."""
+
+  def write(self, step: int, figures: Mapping[str, float]) -> None:
+    """Nothing."""
+
+  def close(self) -> None:
+    """Nothing."""
+
+
 class Writer:
   """Appends figures to metrics.jsonl and TensorBoard, and to wandb if asked."""
 

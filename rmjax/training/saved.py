@@ -20,7 +20,7 @@ from rmjax.errors import InputError
 from rmjax.models import build, RewardModel
 from rmjax.policy.models import LanguageModel
 from rmjax.training.checkpoints import check_same_tree, read_meta, restore_params
-from rmjax.training.mesh import one_device_mesh, shardings, use_mesh
+from rmjax.training.mesh import one_device_mesh, shardings
 
 
 class Saved(NamedTuple):
@@ -230,10 +230,9 @@ def describe(config: DecoderConfig) -> dict[str, Any]:
 
 def abstract_params(model: nn.Module, mesh: Mesh) -> Any:
   """Shapes, dtypes and shardings of the model's parameters."""
-  with use_mesh(mesh):
-    boxed = jax.eval_shape(model.init, jax.random.key(0), _example())['params']
-    shapes = jax.eval_shape(lambda: nn.unbox(model.init(jax.random.key(0), _example()))['params'])
-    return jax.tree.map(lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), shapes, shardings(boxed, mesh))
+  boxed = jax.eval_shape(lambda: model.init(jax.random.key(0), _example()))['params']
+  shapes = jax.eval_shape(lambda: nn.unbox(model.init(jax.random.key(0), _example()))['params'])
+  return jax.tree.map(lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), shapes, shardings(boxed, mesh))
 
 
 def _is_run(path: Path | str) -> bool:

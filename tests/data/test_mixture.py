@@ -44,7 +44,7 @@ def test_shares_are_the_weights_and_a_small_source_begins_anew():
 
 def test_processes_share_an_epoch_without_overlap():
   source = Mixture([records('a', 10), records('b', 10)], [1, 1])
-  one, two = (set(read(source, 10, process_index=p, process_count=2)) for p in (0, 1))
+  one, two = (set(read(source, 10, shard=p, shards=2)) for p in (0, 1))
   assert not one & two and one | two == set(range(20))
 
 

@@ -5,7 +5,6 @@ import json
 
 import grain
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from rmjax import trees
@@ -90,24 +89,53 @@ def test_resume_is_exact_to_the_batch():
         np.testing.assert_array_equal(getattr(got.trees, name), getattr(batch.trees, name))
 
 
-def test_a_checkpoint_holds_the_place_in_the_data(tmp_path):
-  batches = train(records(50))
-  next(batches)
-  with ocp.CheckpointManager(tmp_path) as manager:
-    manager.save(0, args=ocp.args.Composite(data=grain.checkpoint.CheckpointSave(batches)))
-    expected = [contents(next(batches)) for _ in range(5)]
-    manager.wait_until_finished()
-    again = train(records(50))
-    manager.restore(0, args=ocp.args.Composite(data=grain.checkpoint.CheckpointRestore(again)))
-  assert [contents(next(again)) for _ in range(5)] == expected
+def sharded(own, shards=4, count=50):
+  return pipeline.ShardedBatches(records(count), encode, **{**SHAPE, 'rows': 8}, seed=0, shards=shards, own=own)
+
+
+@pytest.mark.parametrize('processes', [2, 4])
+def test_the_whole_batch_does_not_depend_on_the_processes_nor_does_going_on_with_others(processes):
+  each = 4 // processes
+  owns = [range(i * each, (i + 1) * each) for i in range(processes)]
+  whole = sharded(range(4))
+
+  def check(streams, count):
+    for _ in range(count):
+      expected, parts = next(whole), [next(stream) for stream in streams]
+      np.testing.assert_array_equal(np.concatenate([part.trees.tokens for part in parts]), expected.trees.tokens)
+      np.testing.assert_array_equal(np.concatenate([part.trees.labels['index'] for part in parts]), expected.trees.labels['index'])
+      assert {name: sum(part.counts[name] for part in parts) for name in expected.counts} == expected.counts
+
+  streams = [sharded(own) for own in owns]
+  check(streams, 4)
+  state = json.loads(json.dumps({shard: place for stream in streams for shard, place in stream.get_state().items()}))
+  assert state == json.loads(json.dumps(whole.get_state()))
+  again = [sharded([shard]) for shard in range(4)]  # four processes go on where two or four stopped
+  for stream in again:
+    stream.set_state(state)
+  check(again, 4)
+
+
+def test_shards_share_every_record_of_an_epoch():
+  batches, seen = sharded(range(4), count=200), []
+  for _ in range(3):
+    seen += numbers(next(batches))
+  assert len(seen) > 60
+  assert len(set(seen)) == len(seen)  # less than an epoch: nothing twice
+
+
+def test_a_state_of_fewer_shards_is_refused():
+  state = sharded(range(2), shards=2).get_state()
+  with pytest.raises(InputError, match='set data.shards to 2 again'):
+    sharded(range(4)).set_state(state)
 
 
 @pytest.mark.parametrize('count', [60, 61])
-def test_processes_share_every_epoch_without_overlap(count):
+def test_shards_share_every_epoch_without_overlap(count):
   source = [record for i, record in enumerate(records(80)) if i % 7][:count]
   parts = []
   for index in range(3):
-    batches, seen = train(source, rows=1, process_index=index, process_count=3), []  # one row is filled in the order of reading
+    batches, seen = train(source, rows=1, shard=index, shards=3), []  # one row is filled in the order of reading
     while len(seen) < 63:
       seen += numbers(next(batches))
     size = len(range(index, count, 3))
@@ -121,7 +149,7 @@ def test_processes_share_every_epoch_without_overlap(count):
 def test_evaluation_reads_everything_once_in_order_on_every_process(processes):
   source = records(50)
   shares = [
-    list(pipeline.eval_batches(source, encode, **{**SHAPE, 'rows': 3 // processes}, process_index=i, process_count=processes)) for i in range(processes)
+    list(pipeline.eval_batches(source, encode, **{**SHAPE, 'rows': 3}, own=range(i * 3 // processes, (i + 1) * 3 // processes))) for i in range(processes)
   ]
   assert len({len(batches) for batches in shares}) == 1
   found = sorted(sum((contents(batch) for batches in shares for batch in batches), []))
@@ -131,7 +159,7 @@ def test_evaluation_reads_everything_once_in_order_on_every_process(processes):
 
 
 def test_a_process_without_rows_in_the_last_batch_has_the_same_labels():
-  one, two = (list(pipeline.eval_batches(records(2), encode, **{**SHAPE, 'rows': 1}, process_index=i, process_count=2)) for i in range(2))
+  one, two = (list(pipeline.eval_batches(records(2), encode, **{**SHAPE, 'rows': 2}, own=[i])) for i in range(2))
   assert contents(one[0]) == [1] and contents(two[0]) == []
   shapes = [{name: (x.shape, x.dtype) for name, x in batches[0].trees.labels.items()} for batches in (one, two)]
   assert shapes[0] == shapes[1] and set(shapes[0]) == {'wins', 'truncated', 'index'}
@@ -163,7 +191,7 @@ def test_a_source_that_is_all_refused_is_an_error_at_once():
 @pytest.mark.parametrize(
   ('source', 'message'),
   [
-    (records(0), 'has 0 records for 1 processes: there is nothing to train on'),
+    (records(0), 'has 0 records for data.shards = 1: there is nothing to train on'),
     (records(10, responses=4), r'f:\d+: 4 responses, and config.train.responses is 3'),
   ],
 )

@@ -142,8 +142,7 @@ def test_an_exported_policy_is_a_language_model(start, frozen, tmp_path):
 
 
 def one_batch(run, config):
-  shard = {**run.shape, 'process_index': 0, 'process_count': 1}
-  return next(pipeline.train_batches(run.train_source, run.encode, seed=config.seed, **shard)).trees
+  return next(pipeline.train_batches(run.train_source, run.encode, seed=config.seed, **run.shape)).trees
 
 
 @pytest.mark.parametrize('variant', [name for name in dpo.VARIANTS if name != 'dpo'])
