@@ -21,6 +21,7 @@ from rmjax.errors import InputError
 from rmjax.training.processes import gather
 from rmjax.training.step import TrainState
 
+
 class Checkpoints:
   """The checkpoints of a run, in `workdir/checkpoints`: the newest and the best by a metric are kept.
 
