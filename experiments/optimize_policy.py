@@ -33,7 +33,7 @@ from rmjax.policy.iteration import Metrics, sampling_key, Signals
 from rmjax.rewards.functions import call_all
 from rmjax.training import loop
 from rmjax.training.checkpoints import Checkpoints
-from rmjax.training.mesh import batch_sharding, own_rows, shard_batch, use_mesh
+from rmjax.training.mesh import batch_sharding, own_rows, place, shard_batch, use_mesh
 from rmjax.training.metrics import Mean, write_json
 from rmjax.training.processes import is_first
 from rmjax.training.saved import describe
@@ -53,10 +53,10 @@ def optimize(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]
     run.tokenizer.save(workdir / 'tokenizer')
 
   with use_mesh(run.mesh):
-    state = run.init(jax.random.key(config.seed))
-    sample, score = jax.jit(run.sample), jax.jit(run.score)
-    measure, update = jax.jit(run.measure), jax.jit(run.update, donate_argnums=0)
-    iterate = jax.jit(lambda *args: run.iterate(*args), donate_argnums=0)
+    state, layout = place(run.init(jax.random.key(config.seed)), run.mesh)
+    sample, score, measure = jax.jit(run.sample), jax.jit(run.score), jax.jit(run.measure)
+    update = jax.jit(run.update, donate_argnums=0, out_shardings=(layout, None))
+    iterate = jax.jit(lambda *args: run.iterate(*args), donate_argnums=0, out_shardings=(layout, None, None, None))
     samples = workdir / 'samples.jsonl'
 
     def signals_of(params: Any, rollout: Trees, source: Any) -> Signals:
@@ -133,8 +133,8 @@ def texts(run: PolicySetup, rollout: Trees, source: Any) -> tuple[list, list, di
   fields = rollout.tokens, rollout.response_ids, rollout.prompt_ends, rollout.response_ends, rollout.labels['index']
   tokens, ids, prompt_ends, ends, index = jax.device_get(fields)
   prompts, completions, rows, places = [], [], [], []
-  for place in zip(*np.nonzero(ends >= 0), strict=True):
-    row, slot, n = map(int, place)
+  for found in zip(*np.nonzero(ends >= 0), strict=True):
+    row, slot, n = map(int, found)
     prompt: str | Messages = source[int(index[row, slot])].prompt
     response = tokens[row][ids[row] == slot * ends.shape[2] + n].tolist()
     if isinstance(prompt, str):  # what it adds to the prompt: alone it might lack the space that it begins with

@@ -26,7 +26,7 @@ from rmjax.evaluation import figures
 from rmjax.evaluation.scoring import score_records
 from rmjax.training import loop
 from rmjax.training.checkpoints import Checkpoints
-from rmjax.training.mesh import own_rows, own_shards, shard_batch, use_mesh
+from rmjax.training.mesh import own_rows, own_shards, place, shard_batch, use_mesh
 from rmjax.training.metrics import Mean, Silent, write_json, Writer
 from rmjax.training.processes import is_first
 from rmjax.training.saved import describe
@@ -49,8 +49,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
 
   with use_mesh(run.mesh):
     key = jax.random.key(config.seed)
-    state = run.init(key)
-    step = jax.jit(run.step, donate_argnums=0)
+    state, layout = place(run.init(key), run.mesh)
+    step = jax.jit(run.step, donate_argnums=0, out_shardings=(layout, None))
     figures_of_batch = jax.jit(lambda params, batch: flat_metrics(*run.objective(params, batch, key, config.train.steps)))
 
     def evaluate(state) -> dict[str, float]:

@@ -108,6 +108,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
+def place(state: Any, mesh: Mesh) -> tuple[Any, Any]:
+  """A state whose every array lies on the mesh, and how they lie.
+
+  What is on no mesh yet, such as a step's number, becomes whole on every device. A step that is given this layout for what it returns gives a state
+  that lies as the one it took, whatever XLA would choose, so the next call neither moves nor compiles anything.
+  """
+  layout = jax.tree.map(lambda x: x.sharding if isinstance(x.sharding, NamedSharding) else replicated(mesh), state)
+  return jax.device_put(state, layout), layout
+
+
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
   """Assembles the global batch on the mesh from each process's rows."""
   sharding = batch_sharding(mesh)

@@ -287,3 +287,15 @@ def wait_for(condition, process):
     assert process.poll() is None, process.communicate()[1]
     time.sleep(0.2)
   raise TimeoutError
+
+
+def test_the_step_is_compiled_once(tmp_path):
+  """However full the rows are, and with checkpoints between: the state that a step gives lies as the one that it took."""
+  compiled = []
+  listen = lambda event, seconds, fun_name='', **_: compiled.append(fun_name) if event.endswith('backend_compile_duration') else None
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    train_reward.train(tiny(**{'train.steps': 6, 'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2}), tmp_path)
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
+  assert compiled.count('jit(step)') == 1, compiled
