@@ -151,8 +151,8 @@ def test_two_processes_optimize_a_policy_as_one(tmp_path):
 @pytest.mark.parametrize('victim', [0, 1])
 def test_where_one_is_killed_the_other_stops_and_the_run_goes_on(tmp_path, victim):
   whole, workdir = tmp_path / 'whole', tmp_path / 'killed'
-  settings = {**SETTINGS, 'train__steps': 400, 'train__save_every': 20, 'train__log_every': 20}
-  run(whole, 1, **settings)
+  settings = {**SETTINGS, 'train__steps': 300, 'train__save_every': 20, 'train__log_every': 20}
+  run(whole, 2, **settings)
   started = start(workdir, 2, **settings)
   ends = time.monotonic() + PATIENCE
   while len(list((workdir / 'checkpoints').glob('[0-9]*'))) == 0 or not (workdir / 'metrics.jsonl').read_text().count('\n') > 1:
@@ -164,10 +164,7 @@ def test_where_one_is_killed_the_other_stops_and_the_run_goes_on(tmp_path, victi
   assert code not in (0, None), errors
   assert 'lost another' in errors or 'JAX distributed service' in errors
   run(workdir, 2, **settings)
-  assert list(losses(workdir)) == list(losses(whole))
-  for step, (loss, tokens, _) in losses(workdir).items():
-    np.testing.assert_allclose(loss, losses(whole)[step][0], atol=1e-3)  # rounding grows over 400 steps
-    assert tokens == losses(whole)[step][1]
+  assert losses(workdir) == losses(whole)  # bit for bit, the place in the data included
 
 
 @pytest.mark.slow
