@@ -111,9 +111,9 @@ def read_head(text: str) -> dict[str, Any]:
   Raises:
     InputError: something else than fields after the name.
   """
-  name, *fields = text.split(',')
-  pairs = [field.split('=') for field in fields]
-  if not all(len(pair) == 2 and all(pair) for pair in pairs):
+  name, *fields = re.split(r',(?=\w+=)', text)  # commas within a tuple stay
+  pairs = [field.split('=', 1) for field in fields]
+  if ',' in name or not all(all(pair) for pair in pairs):
     raise InputError(f'--head={text}: give a name and then fields, such as rmjax.rewards.endogenous:EndogenousHead,mode=mean,alpha=0.5')
 
   def value(written: str) -> Any:
@@ -132,7 +132,7 @@ def columns_from_flags() -> dict[str, str]:
     InputError: something else than pairs.
   """
   pairs = [pair.split('=') for pair in flags.FLAGS.columns.split(',') if pair]
-  if not all(len(pair) == 2 and all(pair) for pair in pairs):
+  if ',' in name or not all(all(pair) for pair in pairs):
     raise InputError(f"--columns={flags.FLAGS.columns}: give 'ours=theirs' pairs, separated by commas, such as prompt=question,chosen=good")
   return dict(pairs)
 

@@ -220,7 +220,7 @@ def test_save_and_load_again(tokenizer, tmp_path):
 
 
 def test_bad_input_is_named(tokenizer, tmp_path):
-  with pytest.raises(InputError, match='holds no tokenizer.json: set config.data.tokenizer'):
+  with pytest.raises(InputError, match='holds no tokenizer.json: put'):
     Tokenizer.load(tmp_path)
   (tmp_path / 'tokenizer.json').write_text('{}')
   with pytest.raises(InputError, match='tokenizer.json is no tokenizer'):

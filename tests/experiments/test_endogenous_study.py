@@ -132,6 +132,7 @@ def test_a_wrong_head_is_named(language_model):
     load_reward_model(language_model, head=dict(name='rmjax.heads.scalar:ScalarHead'))
   with pytest.raises(InputError, match='--head=a,b: give a name and then fields'):
     inference.read_head('a,b')
+  assert inference.read_head("m:YesNo,tokens=(' yes',' no'),x=1") == dict(name='m:YesNo', tokens=(' yes', ' no'), x=1)
 
 
 def test_a_file_is_scored_and_a_policy_rewarded(language_model, tmp_path):
