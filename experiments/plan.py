@@ -62,7 +62,8 @@ def measure(program: Program, planned: Planned, mesh: Mesh, chip: Chip, decoder:
   memory, cost = compiled.memory_analysis(), costs(compiled.as_text())
   computing, sending = cost.seconds(chip)
   # Of kernels the compiler estimates nothing: theirs is what they have to multiply, at full speed.
-  computing += in_kernels / mesh.size / chip.flops
+  kernels = in_kernels / mesh.size / chip.flops
+  computing += kernels
   held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
   total = held + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
   rate = lambda flops: flops / mesh.size / chip.flops / max(computing, sending)
@@ -71,7 +72,7 @@ def measure(program: Program, planned: Planned, mesh: Mesh, chip: Chip, decoder:
     code=memory.generated_code_size_in_bytes, hbm=total, fits=total <= chip.hbm,
     flops=flops, hbm_bytes=cost.bytes, collectives={kind: dict(count=count, bytes=sent) for kind, (count, sent) in cost.collectives.items()},
     unknown_loops=cost.unknown_loops, kernels=cost.kernels,
-    computing_s=computing, sending_s=sending, utilisation=rate(flops), compile_s=time.time() - started,
+    computing_s=computing, kernels_s=kernels, sending_s=sending, utilisation=rate(flops), compile_s=time.time() - started,
   )  # fmt: skip
   if program.name in PASSES:
     figures['mfu'] = rate(model_flops(decoder, planned.rows, planned.length) * PASSES[program.name])
@@ -132,7 +133,7 @@ def describe(name: str, x: dict[str, Any]) -> str:
     f'{x["utilisation"]:.1%} of peak' + (f', MFU {x["mfu"]:.1%}' if 'mfu' in x else '') + ' if they overlap',
   ]
   if x['unknown_loops'] or x['kernels']:
-    lines.append(f'    {x["unknown_loops"]} loops of unknown length are counted once; {x["kernels"]:.0f} calls of kernels are taken to run at peak')
+    lines.append(f'    of that {x["kernels_s"]:.3g} s are {x["kernels"]:.0f} calls of kernels, taken to run at peak; {x["unknown_loops"]} loops of unknown length count once')
   return '\n'.join(lines)
 
 
