@@ -1,11 +1,13 @@
 """Generation against Hugging Face's `generate`, and the choices inside: layers unrolled or scanned, and the cache's layout.
 
-  python -m benchmarks.generate [--cases=plain,shared] [--rounds=5] [--hf_python=PYTHON] [--cores=1]
+  python -m benchmarks.generate [--cases=plain,shared,skewed] [--rounds=5] [--hf_python=PYTHON] [--cores=1]
   python -m benchmarks.generate --choices [--rounds=5]
 
 One JSON line a case and implementation. A Llama of 25M parameters in float32; `plain` is 64 prompts of 64 tokens, `shared` 8 prompts of 256
-tokens with 8 responses each, all with 64 new tokens. Rounds of the two are interleaved, so that what else the machine does falls on both; the
-ratios, of medians, are rmjax over Hugging Face in tokens a second and a second of CPU time. PYTHON is an interpreter that has torch and
+tokens with 8 responses each, all with 64 new tokens. `skewed` is 16 prompts of 64 tokens with 4 responses each, whose lengths are lognormal, with
+median 32, sigma 1 and at most 256: rmjax serves them from a queue with 16 slots (`rmjax`), or holds all 64 until the longest has ended
+(`rmjax_at_once`), as Hugging Face does; tokens are those within the lengths. Rounds of all are interleaved, so that what else the machine does falls
+on all; the ratios, of medians, are rmjax over the others in tokens a second and a second of CPU time. PYTHON is an interpreter that has torch and
 transformers; by default this one, if it has them. On a machine that others use, --cores=1 is the fair comparison: the threads of torch wait for one
 another in loops, so that two of them on busy cores take many times as long.
 """
@@ -14,48 +16,70 @@ from collections.abc import Iterator
 import functools
 import importlib.util
 import os
+import random
 import statistics
 import sys
+from typing import NamedTuple
 
 from benchmarks import peers
 from benchmarks.peers import HEADS, LAYERS, LLAMA, measure, Measured, report
 
-CASES = {'plain': (64, 1, 64, 64), 'shared': (8, 8, 256, 64)}  # prompts, responses to each, prompt length, new tokens
+
+class Case(NamedTuple):
+  """What is generated."""
+
+  prompts: int
+  responses: int  # to each
+  length: int  # of a prompt
+  new: int  # tokens at most
+  slots: int = 0  # of the queue; 0 for none, and all responses of the same length
+
+  def budgets(self) -> list[int]:
+    """Tokens of every response."""
+    count, draw = self.prompts * self.responses, random.Random(0)
+    return [min(self.new, max(1, round(draw.lognormvariate(3.466, 1.0)))) if self.slots else self.new for _ in range(count)]
+
+
+CASES = {'plain': Case(64, 1, 64, 64), 'shared': Case(8, 8, 256, 64), 'skewed': Case(16, 4, 64, 256, slots=16)}
 
 
 def hugging_face(case: str) -> Iterator[Measured]:
   """Runs of `generate` in this interpreter; the first is not measured."""
   import torch
 
-  prompts, responses, length, new = CASES[case]
+  prompts, responses, length, new, _ = CASES[case]
   model = peers.torch_llama()
   ids = torch.randint(3, LLAMA['vocab_size'], (prompts, length))
+  budgets = torch.tensor(CASES[case].budgets())
 
   @torch.no_grad()
   def run():
     found = model.generate(
       input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=0, temperature=1.0, num_return_sequences=responses,
-      max_new_tokens=new, min_new_tokens=new, use_cache=True,
+      max_new_tokens=new, min_new_tokens=new, use_cache=True, stopping_criteria=[lambda ids, *_, **__: ids.shape[1] - length >= budgets],
     )  # fmt: skip
-    assert found.shape == (prompts * responses, length + new)
+    assert found.shape == (prompts * responses, length + budgets.max())
 
   run()
   while True:
     yield measure(run)
 
 
-def ours(case: str) -> Iterator[Measured]:
-  """Runs of rmjax; what comes first is seconds of compilation, and no run."""
+def ours(case: str, slots: int) -> Iterator[Measured]:
+  """Runs of rmjax, from a queue if there are slots; what comes first is seconds of compilation, and no run."""
   import jax
   import numpy as np
 
+  from rmjax.decoding.continuous import generate_queue
   from rmjax.decoding.generate import generate
 
-  count, responses, length, new = CASES[case]
+  count, responses, length, new, _ = CASES[case]
   decoder, params = peers.decoder_and_params()
   prompts = np.random.default_rng(0).integers(3, LLAMA['vocab_size'], (count, length)).astype(np.int32)
   lengths = np.full(count, length, np.int32)
-  run = jax.jit(lambda params, key: generate(decoder, params, prompts, lengths, key, responses=responses, max_new_tokens=new))
+  budgets = np.int32(CASES[case].budgets()).reshape(count, responses)
+  call = functools.partial(generate_queue, slots=slots) if slots else generate
+  run = jax.jit(lambda params, key: call(decoder, params, prompts, lengths, key, responses=responses, max_new_tokens=new, budgets=budgets))
   lowered = run.lower(params, jax.random.key(0))
   yield measure(lowered.compile)
   for i in range(1 << 30):
@@ -66,13 +90,13 @@ def ours(case: str) -> Iterator[Measured]:
 
 
 def compare(case: str, rounds: int, hf_python: str) -> None:
-  """Prints what both do on a case."""
-  prompts, responses, _, new = CASES[case]
-  runs = {'rmjax': ours(case)}
-  compilation = next(runs['rmjax']).seconds
+  """Prints what all do on a case."""
+  slots = CASES[case].slots
+  runs = {'rmjax': ours(case, slots)} | ({'rmjax_at_once': ours(case, 0)} if slots else {})
+  compilation = {name: dict(compile_s=next(run).seconds) for name, run in runs.items()}
   if hf_python:
     runs['hugging_face'] = peers.elsewhere(hf_python, 'benchmarks.generate', case)
-  peers.compare(case, prompts * responses * new, peers.take_turns(runs, rounds), rmjax=dict(compile_s=compilation))
+  peers.compare(case, sum(CASES[case].budgets()), peers.take_turns(runs, rounds), **compilation)
   for run in runs.values():
     run.close()
 

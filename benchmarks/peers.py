@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 LLAMA = dict(vocab_size=8192, hidden_size=384, intermediate_size=1536)  # 25M parameters
 LAYERS, HEADS = 8, 6
+MATMUL_SIZE, MATMULS = 2048, 8
+MATMUL_FLOP = 2 * MATMUL_SIZE**3 * MATMULS  # of a run of `matmul`
 SERVE = 'serve'  # first argument of a process that runs when it is asked to
 
 
@@ -79,8 +81,24 @@ def take_turns(runs: Mapping[str, Iterator[Measured]], rounds: int) -> dict[str,
   return measured
 
 
+def matmul() -> Iterator[Measured]:
+  """Runs of a few large float32 products in JAX, by which others' speed is judged; the first is not measured."""
+  import jax
+  import jax.numpy as jnp
+
+  a, b = jax.random.normal(jax.random.key(0), (2, MATMUL_SIZE, MATMUL_SIZE))
+  product = jax.jit(jnp.matmul)
+  run = lambda: [product(a, b).block_until_ready() for _ in range(MATMULS)]
+  run()
+  while True:
+    yield measure(run)
+
+
 def compare(case: str, tokens: float, measured: Mapping[str, list[Measured]], **further: Mapping[str, float]) -> None:
-  """Prints a line for each implementation, and one with rmjax's ratios to every other: medians of tokens a second and a second of CPU time."""
+  """Prints a line for each implementation, and one with rmjax's ratios to every other.
+
+  Rates are of medians of tokens a second and a second of CPU time; `median_ratio` and `median_cpu_ratio` are medians of each round's.
+  """
   rates = {}
   for name, values in measured.items():
     wall, cpu, peak = zip(*values, strict=True)
@@ -91,6 +109,9 @@ def compare(case: str, tokens: float, measured: Mapping[str, list[Measured]], **
   for name, theirs in rates.items():
     if ours and name != 'rmjax':
       ratios = {key: a / b for key, a, b in zip(('tokens_per_s_ratio', 'tokens_per_cpu_s_ratio', 'peak_ratio'), ours, theirs, strict=True)}
+      rounds = list(zip(measured['rmjax'], measured[name], strict=True))
+      ratios['median_ratio'] = statistics.median(b.seconds / a.seconds for a, b in rounds)
+      ratios['median_cpu_ratio'] = statistics.median(b.cpu_seconds / a.cpu_seconds for a, b in rounds)
       report(case=case, against=name, **ratios)
 
 

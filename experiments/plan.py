@@ -133,7 +133,8 @@ def describe(name: str, x: dict[str, Any]) -> str:
     f'{x["utilisation"]:.1%} of peak' + (f', MFU {x["mfu"]:.1%}' if 'mfu' in x else '') + ' if they overlap',
   ]
   if x['unknown_loops'] or x['kernels']:
-    lines.append(f'    of that {x["kernels_s"]:.3g} s are {x["kernels"]:.0f} calls of kernels, taken to run at peak; {x["unknown_loops"]} loops of unknown length count once')
+    kernels = f'{x["kernels_s"]:.3g} s are {x["kernels"]:.0f} calls of kernels, taken to run at peak'
+    lines.append(f'    of that {kernels}; {x["unknown_loops"]} loops of unknown length count once')
   return '\n'.join(lines)
 
 

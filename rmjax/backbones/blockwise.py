@@ -1,10 +1,13 @@
 """Attention on packed trees in blocks: no T x T array, and no work for blocks of keys that no query of a block sees.
 
-Loops whose lengths depend on the trees do the skipping, in the forward and in the backward pass, so it saves time and not only memory.
+`blockwise_attention` shares the work out over rows and devices and has its gradient; what one device does is a pair of functions, `Kernels`.
+Those here run anywhere: loops whose lengths depend on the trees do the skipping, in the forward and in the backward pass, so it saves time and
+not only memory. Those of `pallas_tpu` and `pallas_gpu` are for accelerators.
 
 Dimensions: R rows, T length, H query heads, K key heads, G = H / K, D head size; N = T / B blocks of B columns, Q = G * B queries that share keys.
 """
 
+from collections.abc import Callable
 import functools
 import math
 from typing import NamedTuple
@@ -21,13 +24,39 @@ from rmjax.trees import Array
 NEVER = jnp.iinfo(jnp.int32).max
 
 
-class _Statics(NamedTuple):
+class Layout(NamedTuple):
+  """Who sees whom: key_column <= column < key_end and, with windows, key_position >= shallowest.
+
+  Queries and keys apart, since a device may hold a part of the queries and all keys.
+  """
+
+  columns: Int[Array, 'R T']  # of queries; -1 for padding
+  shallowest: Int[Array, 'R T']  # position that a query sees
+  key_ends: Int[Array, 'R T']
+  key_positions: Int[Array, 'R T']
+
+
+class Kernels(NamedTuple):
+  """What one device does.
+
+  Attributes:
+    forward: (statics, q, k, v, layout) to attended values like q, and float32[R T H] log-sum-exp of each query's logits, 0 where it sees nothing.
+    backward: (statics, q, k, v, layout, log_sum, offset, gradient) to the gradients of q, k and v; offset float32[R T H] is what a query's
+      weights lose together when one of them grows.
+  """
+
+  forward: Callable
+  backward: Callable
+
+
+class Statics(NamedTuple):
   """What is known when the computation is built."""
 
   scale: float
   windowed: bool
   softcap: float | None
   block: int
+  kernels: Kernels
 
 
 class _Axes(NamedTuple):
@@ -49,6 +78,7 @@ def blockwise_attention(
   window: int | Int[Array, ''] | None = None,
   softcap: float | None = None,
   block: int = 128,
+  kernels: Kernels | None = None,
 ) -> Float[Array, 'R T H D']:
   """Each query attends to itself and its ancestors, block by block.
 
@@ -65,28 +95,20 @@ def blockwise_attention(
     window: how many depths back a query sees, itself included; None for all.
     softcap: logits become softcap * tanh(logits / softcap) (Gemma 2).
     block: B, columns of a block. Larger ones multiply faster and skip less; on a CPU 128 mostly beats 256 up to rows of 1,024.
+    kernels: what one device does; None for loops in XLA.
 
   Returns:
     Attended values, in q's dtype; the softmax is float32.
 
   Reference: Dao, FlashAttention-2 (2023), Algorithms 1 and 2, here with blocks left out by the trees.
   """
-  rows, length = subtree_end.shape
   # A query of padding has column -1, which is before every key.
-  columns = jnp.where(subtree_end > 0, jnp.arange(length, dtype=jnp.int32), -1)
-  windows = jnp.broadcast_to(jnp.asarray(NEVER if window is None else window, jnp.int32), rows)  # one a row, for vmap to add rows
-  statics = _Statics(scale, window is not None, softcap, min(block, length))
-  return _attend(statics, _mesh_axes(q.shape, k.shape), q, k, v, _Layout(columns, positions, subtree_end, positions, windows))
-
-
-class _Layout(NamedTuple):
-  """Who sees whom; queries and keys apart, since a device may hold a part of the queries and all keys."""
-
-  columns: Int[Array, 'R T']  # of queries; -1 for padding
-  positions: Int[Array, 'R T']  # of queries
-  key_ends: Int[Array, 'R T']
-  key_positions: Int[Array, 'R T']
-  windows: Int[Array, 'R']
+  columns = jnp.where(subtree_end > 0, jnp.arange(subtree_end.shape[1], dtype=jnp.int32), -1)
+  shallowest = positions if window is None else positions - jnp.asarray(window, jnp.int32) + 1
+  if kernels is None:
+    block, kernels = min(block, subtree_end.shape[1]), LOOPS
+  statics = Statics(scale, window is not None, softcap, block, kernels)
+  return _attend(statics, _mesh_axes(q.shape, k.shape), q, k, v, Layout(columns, shallowest, subtree_end, positions))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -100,31 +122,33 @@ def _attend_forward(statics, axes, q, k, v, layout):
 
 
 def _attend_backward(statics, axes, saved, gradient):
-  return *_backward_on_mesh(statics, axes, *saved, gradient), None
+  *saved, out, log_sum = saved
+  offset = jnp.sum(gradient.astype(jnp.float32) * out.astype(jnp.float32), -1)
+  return *_backward_on_mesh(statics, axes, *saved, log_sum, offset, gradient), None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-# --- one device ---
+# --- one device, in loops ---
 
 
 def _forward(statics, q, k, v, layout):
-  """Attended values [R T H D], and log-sum-exp of the logits [R T H] for the backward pass; 0 where nothing is seen."""
+  """See `Kernels`."""
   heads, kv_heads, size = q.shape[2], k.shape[2], v.shape[-1]
-  blocks = functools.partial(_to_blocks, block=statics.block, kv_heads=kv_heads)
+  blocks = functools.partial(to_blocks, block=statics.block, kv_heads=kv_heads)
 
   def row(xs):
     q, k, v, layout = xs
-    counts, order = _in_front(_needed(statics, layout))
+    counts, order = in_front(needed_blocks(statics, layout))
 
     def query_block(xs):
-      q, columns, positions, count, order = xs
+      q, columns, shallowest, count, order = xs
 
       def key_block(step, carry):
         highest, total, out = carry
         j = order[step]
-        logits, _ = _logits(statics, q, k[j], columns, positions, j, layout)
+        logits, _ = _logits(statics, q, k[j], columns, shallowest, j, layout)
         new = jnp.maximum(highest, logits.max(-1))
         weights, shrink = jnp.exp(logits - new[..., None]), jnp.exp(highest - new)
         out = out * shrink[..., None] + jnp.einsum('kqs,ksd->kqd', weights.astype(v.dtype), v[j], preferred_element_type=jnp.float32)
@@ -137,23 +161,21 @@ def _forward(statics, q, k, v, layout):
       total = jnp.where(seen, total, 1.0)
       return out / total[..., None], jnp.where(seen, highest + jnp.log(total), 0.0)
 
-    return jax.lax.map(query_block, (q, layout.columns, layout.positions, counts, order))
+    return jax.lax.map(query_block, (q, layout.columns, layout.shallowest, counts, order))
 
-  blocked = blocks(q), blocks(k), blocks(v), _layout_blocks(statics, layout)
+  blocked = blocks(q), blocks(k), blocks(v), layout_blocks(statics, layout)
   out, log_sum = jax.lax.map(row, blocked)
-  back = functools.partial(_from_blocks, length=q.shape[1], heads=heads)
+  back = functools.partial(from_blocks, length=q.shape[1], heads=heads)
   return back(out).astype(q.dtype), back(log_sum[..., None])[..., 0]
 
 
-def _backward(statics, q, k, v, layout, out, log_sum, gradient):
-  """Gradients of q, k and v; the weights are computed again, block by block."""
-  blocks = functools.partial(_to_blocks, block=statics.block, kv_heads=k.shape[2])
-  # What a query's weights lose together when one of them grows.
-  offset = jnp.sum(gradient.astype(jnp.float32) * out.astype(jnp.float32), -1)
+def _backward(statics, q, k, v, layout, log_sum, offset, gradient):
+  """See `Kernels`; the weights are computed again, block by block."""
+  blocks = functools.partial(to_blocks, block=statics.block, kv_heads=k.shape[2])
 
   def row(xs):
     q, k, v, gradient, log_sum, offset, layout = xs
-    counts, order = _in_front(_needed(statics, layout).T)
+    counts, order = in_front(needed_blocks(statics, layout).T)
 
     def key_block(dq, xs):
       k, v, j, count, order = xs
@@ -161,7 +183,7 @@ def _backward(statics, q, k, v, layout, out, log_sum, gradient):
       def query_block(step, carry):
         dq, dk, dv = carry
         i = order[step]
-        logits, slope = _logits(statics, q[i], k, layout.columns[i], layout.positions[i], j, layout)
+        logits, slope = _logits(statics, q[i], k, layout.columns[i], layout.shallowest[i], j, layout)
         weights = jnp.exp(logits - log_sum[i])
         dv += jnp.einsum('kqs,kqd->ksd', weights.astype(gradient.dtype), gradient[i], preferred_element_type=jnp.float32)
         d_weights = jnp.einsum('kqd,ksd->kqs', gradient[i], v, preferred_element_type=jnp.float32)
@@ -176,13 +198,13 @@ def _backward(statics, q, k, v, layout, out, log_sum, gradient):
     dq, (dk, dv) = jax.lax.scan(key_block, jnp.zeros(q.shape), (k, v, jnp.arange(len(k)), counts, order))
     return dq, dk, dv
 
-  blocked = *map(blocks, (q, k, v, gradient, log_sum[..., None], offset[..., None])), _layout_blocks(statics, layout)
+  blocked = *map(blocks, (q, k, v, gradient, log_sum[..., None], offset[..., None])), layout_blocks(statics, layout)
   dq, dk, dv = jax.lax.map(row, blocked)
-  back = lambda x, like: _from_blocks(x, length=like.shape[1], heads=like.shape[2]).astype(like.dtype)
+  back = lambda x, like: from_blocks(x, length=like.shape[1], heads=like.shape[2]).astype(like.dtype)
   return back(statics.scale * dq, q), back(statics.scale * dk, k), back(dv, v)
 
 
-def _logits(statics, q, k, columns, positions, j, layout):
+def _logits(statics, q, k, columns, shallowest, j, layout):
   """Logits [K Q B] of one block of queries and block j of keys, -inf where unseen; and their slope in the scaled products."""
   logits = jnp.einsum('kqd,ksd->kqs', q, k, preferred_element_type=jnp.float32) * statics.scale
   slope = 1.0
@@ -192,29 +214,28 @@ def _logits(statics, q, k, columns, positions, j, layout):
   key_columns = j * statics.block + jnp.arange(statics.block)
   seen = (key_columns <= columns[:, None]) & (columns[:, None] < layout.key_ends[j])
   if statics.windowed:
-    seen &= positions[:, None] - layout.key_positions[j] < layout.windows
+    seen &= layout.key_positions[j] >= shallowest[:, None]
   seen = jnp.tile(seen, (q.shape[1] // len(seen), 1))
   return jnp.where(seen, logits, -jnp.inf), slope
 
 
-def _needed(statics, layout):
+def needed_blocks(statics, layout):
   """[N N] which block of queries needs which block of keys: at least one query sees a key (with a window: it may)."""
   alive = layout.columns >= 0
   first = jnp.where(alive, layout.columns, NEVER).min(-1)
   needed = (jnp.arange(len(layout.key_ends)) * statics.block <= layout.columns.max(-1)[:, None]) & (first[:, None] < layout.key_ends.max(-1))
   if statics.windowed:
-    shallowest = jnp.where(alive, layout.positions, NEVER // 2).min(-1)
-    deepest = jnp.where(layout.key_ends > 0, layout.key_positions, -(NEVER // 2)).max(-1)
-    needed &= shallowest[:, None] - deepest < layout.windows
+    shallowest = jnp.where(alive, layout.shallowest, NEVER).min(-1)
+    needed &= jnp.where(layout.key_ends > 0, layout.key_positions, -1).max(-1) >= shallowest[:, None]
   return needed
 
 
-def _in_front(needed):
+def in_front(needed):
   """How many are needed in each line, and their indices, in order, before the others'."""
   return needed.sum(-1), jnp.argsort(~needed, axis=-1, stable=True)
 
 
-def _to_blocks(x, *, block, kv_heads):
+def to_blocks(x, *, block, kv_heads):
   """[R T H D] to [R N K Q D]; zeros fill the last block."""
   rows, length, heads, size = x.shape
   x = jnp.pad(x, ((0, 0), (0, -length % block), (0, 0), (0, 0)))
@@ -222,7 +243,7 @@ def _to_blocks(x, *, block, kv_heads):
   return x.transpose(0, 1, 3, 4, 2, 5).reshape(rows, -1, kv_heads, heads // kv_heads * block, size)
 
 
-def _from_blocks(x, *, length, heads):
+def from_blocks(x, *, length, heads):
   """The way back."""
   rows, _, kv_heads, queries, size = x.shape
   group = heads // kv_heads
@@ -230,9 +251,13 @@ def _from_blocks(x, *, length, heads):
   return x.reshape(rows, -1, heads, size)[:, :length]
 
 
-def _layout_blocks(statics, layout):
+def layout_blocks(statics, layout):
+  """[R N B] of each; what fills the last block neither sees nor is seen."""
   cut = lambda x, fill: jnp.pad(x, ((0, 0), (0, -x.shape[1] % statics.block)), constant_values=fill).reshape(len(x), -1, statics.block)
-  return _Layout(cut(layout.columns, -1), cut(layout.positions, 0), cut(layout.key_ends, 0), cut(layout.key_positions, 0), layout.windows)
+  return Layout(cut(layout.columns, -1), cut(layout.shallowest, 0), cut(layout.key_ends, 0), cut(layout.key_positions, 0))
+
+
+LOOPS = Kernels(_forward, _backward)
 
 
 # --- many rows, many devices ---
@@ -271,12 +296,12 @@ def _specs(axes):
   """Of queries, of keys, and of the layout."""
   rows = PartitionSpec(axes.rows)
   stretch = PartitionSpec(axes.rows, axes.length)
-  return PartitionSpec(*axes), PartitionSpec(axes.rows, None, axes.heads), _Layout(stretch, stretch, rows, rows, rows)
+  return PartitionSpec(*axes), PartitionSpec(axes.rows, None, axes.heads), Layout(stretch, stretch, rows, rows)
 
 
 def _forward_on_mesh(statics, axes, *args):
   """Shared out by hand: left to XLA, each device would gather the rows of all and attend for all of them."""
-  forward = _vmap_adds_rows(functools.partial(_forward, statics))
+  forward = _vmap_adds_rows(functools.partial(statics.kernels.forward, statics))
   if axes is None:
     return forward(*args)
   queries, keys, layout = _specs(axes)
@@ -284,7 +309,7 @@ def _forward_on_mesh(statics, axes, *args):
 
 
 def _backward_on_mesh(statics, axes, *args):
-  backward = _vmap_adds_rows(functools.partial(_backward, statics))
+  backward = _vmap_adds_rows(functools.partial(statics.kernels.backward, statics))
   if axes is None:
     return backward(*args)
   queries, keys, layout = _specs(axes)

@@ -1,5 +1,7 @@
 """Attention on trees, in every implementation, against a loop over queries that walks up the parents."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +29,10 @@ def draw(dtype=np.float32):
   return [jnp.asarray(rng.normal(size=(2, LENGTH, heads, SIZE)), dtype) for heads in (HEADS, KV_HEADS, KV_HEADS)]
 
 
-@pytest.fixture(name='attend', params=attention.IMPLEMENTATIONS)
+ANYWHERE = ('dense', 'blockwise')  # test_pallas_attention.py has the kernels
+
+
+@pytest.fixture(name='attend', params=ANYWHERE)
 def _attend(request):
   def attend(q, k, v, **options):
     layout = jnp.asarray(BATCH.subtree_end), jnp.asarray(BATCH.positions)
@@ -87,7 +92,7 @@ def test_bfloat16_in_and_out_with_a_float32_softmax(attend):
   np.testing.assert_allclose(ours.astype(jnp.float32), exact, atol=0.05)
 
 
-@pytest.mark.parametrize('implementation', attention.IMPLEMENTATIONS)
+@pytest.mark.parametrize('implementation', ANYWHERE)
 def test_logits_are_float32(implementation):
   # 1000 and 1001 are one number in bfloat16; float32 logits tell them apart.
   q = jnp.full((1, 2, 1, 1), 1.0, jnp.bfloat16)
@@ -107,5 +112,22 @@ def test_long_rows_are_attended_to_in_blocks():
 
 
 def test_an_unknown_implementation_is_refused():
-  with pytest.raises(InputError, match="implementation = 'flash': choose one of dense, blockwise"):
+  with pytest.raises(InputError, match="implementation = 'flash': choose one of dense, blockwise, pallas, or None"):
     tree_attention(*draw(), BATCH.subtree_end, BATCH.positions, scale=1.0, implementation='flash')
+
+
+@pytest.mark.parametrize(
+  ('kind', 'platform'), [('cpu', 'cpu'), ('TPU v5 lite', 'tpu'), ('TPU v5', 'tpu'), ('NVIDIA H100 80GB HBM3', 'gpu'), ('AMD Instinct MI300X', 'gpu')]
+)
+def test_the_mesh_says_what_computes(kind, platform, monkeypatch):
+  """As the kinds of devices are called by jax.experimental.topologies and by the makers."""
+  mesh = types.SimpleNamespace(abstract_device=types.SimpleNamespace(device_kind=kind))
+  monkeypatch.setattr(jax.sharding, 'get_abstract_mesh', lambda: mesh)
+  chosen = {'cpu': {255: 'dense', 256: 'blockwise', 1 << 20: 'blockwise'}}.get(platform, {1023: 'dense', 1024: 'pallas'})
+  assert {length: attention._fastest(length) for length in chosen} == chosen
+  assert attention._platform() == platform
+
+
+def test_kernels_are_refused_on_a_cpu():
+  with pytest.raises(InputError, match="implementation = 'pallas' needs a GPU or a TPU, and this is a cpu: choose dense or blockwise, or None"):
+    tree_attention(*draw(), BATCH.subtree_end, BATCH.positions, scale=1.0, implementation='pallas')

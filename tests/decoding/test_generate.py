@@ -1,20 +1,19 @@
 """Generation against the training forward, for every family; its layout, its ends, and what may not be drawn."""
 
 import dataclasses
-import functools
 import json
 from pathlib import Path
 import re
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_decoder import abstract, KEY, KEYS, LENGTHS, no_repeats, PLAIN, plain, PROMPTS, responses_of, STOPS
 
 from rmjax import trees
 from rmjax.backbones import pretrained
-from rmjax.backbones.decoder import Decoder, DecoderConfig
+from rmjax.backbones.decoder import Decoder
 from rmjax.backbones.lora import add_lora, merge_lora
 from rmjax.decoding.generate import generate, pack_prompts
 from rmjax.decoding.sampling import Sampling, truncate
@@ -24,26 +23,6 @@ from rmjax.training.mesh import make_mesh, shardings, use_mesh
 
 GOLDENS = Path(__file__).parents[1] / 'goldens' / 'decoders'
 FAMILIES = ['llama', 'llama3', 'llama_linear', 'mistral', 'qwen2', 'qwen3', 'gemma2', 'gemma3', 'gemma3_linear', 'qwen3_sliding']
-PLAIN = DecoderConfig(vocab_size=48, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2, max_positions=64)
-RNG = np.random.default_rng(0)
-PROMPTS, LENGTHS = pack_prompts([RNG.integers(0, 48, n).tolist() for n in (1, 9, 5, 10)], length=10)
-STOPS = (2, 5, 7, 9)
-KEY = jax.random.key(1)
-KEYS = jax.random.split(KEY, (4, 3))
-
-
-def abstract(decoder, *, boxed=False):
-  example = jnp.zeros((1, 4), jnp.int32)
-  shapes = jax.eval_shape(lambda key: decoder.init(key, example, example, example, method=decoder.logits), jax.random.key(0))['params']
-  return shapes if boxed else nn.unbox(shapes)
-
-
-@functools.cache
-def plain(seed=0):
-  """A random decoder whose distributions are neither flat nor sharp."""
-  decoder, rng = Decoder(PLAIN), np.random.default_rng(seed)
-  draw = lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape, np.float32) / leaf.shape[-1] ** 0.25)
-  return decoder, jax.tree.map(draw, abstract(decoder))
 
 
 def path_log_probs(decoder, params, batch, temperature=1.0):
@@ -72,11 +51,6 @@ DEFAULTS = dict(responses=3, max_new_tokens=12, stop_tokens=STOPS, budgets=np.fu
 def both(decoder, params, prompts=PROMPTS, lengths=LENGTHS, keys=KEYS, *, temperature=1.0, sampling=Sampling(), **options):  # noqa: B008
   """What is generated, and the log-probabilities and logits that the training forward gives it; most tests share one compilation."""
   return compiled(decoder, params, prompts, lengths, keys, jnp.float32(temperature), sampling, **DEFAULTS | options)
-
-
-def responses_of(batch, row):
-  ids, tokens = np.asarray(batch.response_ids[row]), np.asarray(batch.tokens[row])
-  return [tokens[ids == n].tolist() for n in range(batch.response_ends.shape[-1])]
 
 
 @pytest.mark.parametrize('family', FAMILIES)
@@ -142,17 +116,13 @@ def test_responses_end_with_a_stop_token_or_with_their_budget():
 STEPS = []  # that a processor has seen
 
 
-def no_repeats(logits, progress):
-  """Forbids what the response or its prompt has said."""
+def watched(logits, progress):
   jax.debug.callback(lambda step: STEPS.append(int(step)), progress.step)
-  seen = lambda tokens, valid: (jax.nn.one_hot(tokens, 48) * valid[..., None]).any(-2)
-  in_response = seen(progress.tokens, jnp.arange(progress.tokens.shape[-1]) < progress.step)
-  in_prompt = seen(progress.prompts, jnp.arange(progress.prompts.shape[-1]) < progress.lengths[:, None])
-  return jnp.where(in_response | in_prompt[:, None], -jnp.inf, logits)
+  return no_repeats(logits, progress)
 
 
 def test_a_processor_sees_the_tokens_so_far():
-  batch, log_p, _ = both(*plain(), processor=no_repeats)
+  batch, log_p, _ = both(*plain(), processor=watched)
   for row in range(4):
     for response in responses_of(batch, row):
       assert len(set(response) - set(PROMPTS[row, : LENGTHS[row]].tolist())) == len(response) > 0
@@ -162,7 +132,7 @@ def test_a_processor_sees_the_tokens_so_far():
 def test_it_stops_when_all_responses_have_ended():
   def steps(**options):
     STEPS.clear()
-    jax.block_until_ready(both(*plain(), processor=no_repeats, **options))
+    jax.block_until_ready(both(*plain(), processor=watched, **options))
     jax.effects_barrier()
     return sorted(set(STEPS))
 
@@ -321,6 +291,7 @@ def run_with(**options):
     (lambda: run_with(max_new_tokens=55), 'need 65 positions, and the decoder has 64'),
     (lambda: run_with(responses=0), 'responses = 0, max_new_tokens = 4: they must be at least 1'),
     (lambda: run_with(key=KEYS), 'key has shape (4, 3): give one key, or responses = 2 for each of 4 prompts'),
+    (lambda: run_with(cache_dtype='int4'), "cache_dtype = 'int4': choose one of bfloat16, int8, or None"),
     (lambda: run_with(stop_tokens=(-1,)), 'stop token -1 is not in the vocabulary of 48'),
     (lambda: run_with(stop_table=np.zeros((2, 7), np.int32)), 'the stop table is for 7 tokens, and the decoder has 48'),
     (lambda: run_with(allowed=np.zeros(48, bool)), 'allowed leaves no token somewhere'),
