@@ -246,7 +246,9 @@ def _flops(jaxpr: Any, *, everywhere: bool) -> float:
     if name == 'scan':
       times = params['length']
     elif name == 'pallas_call':
-      times = math.prod(size for size in params['grid_mapping'].grid if isinstance(size, int))
+      # As many rounds as the data decide: at most the length of the table that says what is done in each.
+      most = max((x.aval.size for x in equation.invars if x.aval.ndim == 1), default=1)
+      times = math.prod(size if isinstance(size, int) else most for size in params['grid_mapping'].grid)
     elif name == 'shard_map':
       times = params['mesh'].size
     inner = [_flops(found, everywhere=everywhere or name == 'pallas_call') for value in params.values() for found in _jaxprs(value)]

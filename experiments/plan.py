@@ -9,7 +9,7 @@ figures. Exit code 1 where no mesh fits.
 import os
 
 # Before JAX is imported: there is no TPU here, and none is looked for.
-os.environ.update(JAX_PLATFORMS='cpu', TPU_SKIP_MDS_QUERY='1', TPU_WORKER_HOSTNAMES='localhost')
+os.environ.update(JAX_PLATFORMS='cpu', TPU_SKIP_MDS_QUERY='1', TPU_WORKER_HOSTNAMES='localhost', ALLOW_MULTIPLE_LIBTPU_LOAD='1')
 
 import importlib.util
 import json

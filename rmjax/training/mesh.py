@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rmjax.errors import InputError
@@ -53,7 +54,9 @@ def one_device_mesh() -> Mesh:
 
 def _mesh(sizes: tuple[int, ...], devices: list[jax.Device]) -> Mesh:
   # Auto axes: under Explicit ones, JAX's default, Linen's logical constraints fail.
-  return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+  # A logical axis may be a part of a physical one of the torus: 8 of 16 x 16.
+  array = mesh_utils.create_device_mesh(sizes, devices=devices, allow_split_physical_axes=True)
+  return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 @contextlib.contextmanager
