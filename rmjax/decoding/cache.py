@@ -81,7 +81,8 @@ def cached_attention(
 ) -> tuple[Float[Array, 'P N H D'], Cache]:
   """Attention of every response's token number `step` to its prompt, to the tokens before it and to itself, under one softmax.
 
-  Products are in q's dtype, whatever the cache's, and sums are float32.
+  Products are in q's dtype, whatever the cache's, and sums are float32. A cache of another dtype saves memory and not time on a CPU: XLA converts
+  all of it at every step there, one layer at a time.
 
   Args:
     q: queries.
