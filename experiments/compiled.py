@@ -6,6 +6,7 @@ import re
 from typing import Any, NamedTuple
 
 import jax
+from jax.interpreters import partial_eval
 
 
 class Chip(NamedTuple):
@@ -224,12 +225,18 @@ def count_flops(function: Any, *args: Any) -> float:
 
   Loops are multiplied out; one whose number of rounds the data decide counts once, and a kernel's grid in full.
   """
-  return _flops(jax.make_jaxpr(function)(*args).jaxpr, everywhere=True)
+  return _flops(_alive(function, *args), everywhere=True)
 
 
 def kernel_flops(function: Any, *args: Any) -> float:
   """The same of its kernels alone, of half of whose grids: what a causal row needs."""
-  return _flops(jax.make_jaxpr(function)(*args).jaxpr, everywhere=False) / 2
+  return _flops(_alive(function, *args), everywhere=False) / 2
+
+
+def _alive(function: Any, *args: Any) -> Any:
+  """What a function computes, without what none of its results depends on: the compiler leaves that out as well."""
+  jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+  return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
 
 
 def _flops(jaxpr: Any, *, everywhere: bool) -> float:

@@ -58,7 +58,13 @@ def measure(program: Program, planned: Planned, mesh: Mesh, chip: Chip, decoder:
   started = time.time()
   with use_mesh(mesh):
     flops, in_kernels = count_flops(program.function, *program.args), kernel_flops(program.function, *program.args)
-    compiled = jax.jit(program.function, donate_argnums=(0,) if program.donated else ()).lower(*program.args).compile()
+    lowered = jax.jit(program.function, donate_argnums=(0,) if program.donated else ()).lower(*program.args)
+    try:
+      compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as e:
+      if 'RESOURCE_EXHAUSTED' not in str(e):
+        raise
+      return dict(fits=False, why=str(e).splitlines()[0], flops=flops, compile_s=time.time() - started)
   memory, cost = compiled.memory_analysis(), costs(compiled.as_text())
   computing, sending = cost.seconds(chip)
   # Of kernels the compiler estimates nothing: theirs is what they have to multiply, at full speed.
@@ -124,6 +130,8 @@ def run(config: ml_collections.ConfigDict, topology: str, meshes: list[str]) -> 
 
 def describe(name: str, x: dict[str, Any]) -> str:
   """The lines of one program."""
+  if 'why' in x:
+    return f'  {name}: DOES NOT FIT: {x["why"]}'
   fits = 'fits' if x['fits'] else 'DOES NOT FIT'
   lines = [
     f'  {name}: {_size(x["hbm"])} HBM a chip, {fits}: arguments {_size(x["arguments"])}, results {_size(x["results"])}, temporary {_size(x["temporary"])}',

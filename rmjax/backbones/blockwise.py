@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 from jax.custom_batching import custom_vmap
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
@@ -22,6 +23,7 @@ from jaxtyping import Float, Int
 from rmjax.trees import Array
 
 NEVER = jnp.iinfo(jnp.int32).max
+ATTENDED = 'attended'  # values and log-sum-exp, in `jax.checkpoint` policies
 
 
 class Layout(NamedTuple):
@@ -117,7 +119,8 @@ def _attend(statics, axes, q, k, v, layout):
 
 
 def _attend_forward(statics, axes, q, k, v, layout):
-  out, log_sum = _forward_on_mesh(statics, axes, q, k, v, layout)
+  # Named, so that a policy of rematerialization can keep what takes a whole pass over the pairs of blocks to compute again.
+  out, log_sum = (checkpoint_name(x, ATTENDED) for x in _forward_on_mesh(statics, axes, q, k, v, layout))
   return out, (q, k, v, layout, out, log_sum)
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 import numpy as np
 
 from rmjax.backbones.attention import tree_attention
+from rmjax.backbones.blockwise import ATTENDED
 from rmjax.errors import InputError
 from rmjax.trees import Array
 
@@ -110,7 +111,9 @@ ACTIVATIONS = {'silu': nn.silu, 'gelu_tanh': functools.partial(nn.gelu, approxim
 REMAT = {
   'none': None,
   'full': jax.checkpoint_policies.nothing_saveable,
-  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'dots': jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable, jax.checkpoint_policies.save_only_these_names(ATTENDED)
+  ),  # fmt: skip
 }
 
 
@@ -251,7 +254,7 @@ class Decoder(nn.Module):
   Attributes:
     config: the architecture.
     dtype: of matrix products and hidden states; parameters, norms, softmax and logits are float32.
-    remat: what the backward pass recomputes: 'none', 'dots' (all but matrix products) or 'full'.
+    remat: what the backward pass recomputes: 'none', 'dots' (all but matrix products and, in blocks, attention) or 'full'.
   """
 
   config: DecoderConfig

@@ -68,7 +68,7 @@ class Tokenizer:
     path = Path(path)
     directory, main = (path, path / 'tokenizer.json') if path.is_dir() else (path.parent, path)
     if not main.is_file():
-      raise InputError(f'{path} holds no tokenizer.json: put the model\'s there, or, for training, set config.data.tokenizer to a directory or file that has it')
+      raise InputError(f'{path} holds no tokenizer.json: put the model\'s there, or, to train, set config.data.tokenizer to a directory or file that has it')
     try:
       backend = tokenizers.Tokenizer.from_file(str(main))
     except Exception as e:  # the library raises Exception itself

@@ -7,12 +7,14 @@ from pathlib import Path
 import subprocess
 import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
 
 from configs import fimi, grpo, large
 from experiments import compiled, planned, policy_setup, setup
+from rmjax.backbones.decoder import Decoder, DecoderConfig
 from rmjax.errors import InputError
 from rmjax.training.mesh import make_mesh, use_mesh
 
@@ -93,6 +95,18 @@ def test_flops_are_those_of_the_products_with_loops_multiplied_out():
   assert compiled.count_flops(f, weights, x) == forward
   assert compiled.count_flops(jax.grad(f), weights, x) == 3 * forward
   assert compiled.kernel_flops(f, weights, x) == 0
+
+
+def test_dots_computes_no_product_again_and_full_all():
+  """Those of attention in blocks included, whose values are kept under their name."""
+  tokens, positions = jax.ShapeDtypeStruct((2, 256), jnp.int32), jax.ShapeDtypeStruct((2, 256), jnp.int32)
+  found = {}
+  for remat in ('none', 'dots', 'full'):
+    decoder = Decoder(DecoderConfig(**TINY, vocab_size=64), remat=remat)
+    params = jax.eval_shape(lambda decoder=decoder: nn.unbox(decoder.init(jax.random.key(0), *[jnp.zeros((1, 256), jnp.int32)] * 3)))
+    gradient = jax.grad(lambda params, *args, decoder=decoder: decoder.apply(params, *args).sum())
+    found[remat] = compiled.count_flops(gradient, params, tokens, positions, positions)
+  assert found['none'] == found['dots'] < found['full']
 
 
 def small(config):
