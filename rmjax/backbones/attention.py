@@ -64,13 +64,13 @@ def tree_attention(
 
 
 def _fastest(length: int) -> str:
-  platform = _platform()
-  if length >= PALLAS_FROM.get(platform, math.inf):
+  here = platform()
+  if length >= PALLAS_FROM.get(here, math.inf):
     return 'pallas'
-  return 'blockwise' if length >= BLOCKWISE_FROM.get(platform, math.inf) else 'dense'
+  return 'blockwise' if length >= BLOCKWISE_FROM.get(here, math.inf) else 'dense'
 
 
-def _platform() -> str:
+def platform() -> str:
   """'cpu', 'gpu' or 'tpu': of the mesh, which may describe a machine that is not this one; else of this machine."""
   device = jax.sharding.get_abstract_mesh().abstract_device
   if device is None:
@@ -81,13 +81,13 @@ def _platform() -> str:
 
 def _pallas_attention(q, k, v, subtree_end, positions, **options):
   """The kernels of this platform; imported here, since on a CPU nobody needs them and they take a quarter of a second."""
-  platform = _platform()
-  if platform == 'tpu':
+  here = platform()
+  if here == 'tpu':
     from rmjax.backbones import pallas_tpu as pallas
-  elif platform == 'gpu':
+  elif here == 'gpu':
     from rmjax.backbones import pallas_gpu as pallas
   else:
-    raise InputError(f"implementation = 'pallas' needs a GPU or a TPU, and this is a {platform}: choose dense or blockwise, or None")
+    raise InputError(f"implementation = 'pallas' needs a GPU or a TPU, and this is a {here}: choose dense or blockwise, or None")
   dtype = jnp.result_type(q, k, v)  # kernels multiply equals
   block = pallas.block(q.shape[2] // k.shape[2], q.shape[1], q.shape[3] * dtype.itemsize)
   arrays = (x.astype(dtype) for x in (q, k, v))

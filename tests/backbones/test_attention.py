@@ -125,7 +125,7 @@ def test_the_mesh_says_what_computes(kind, platform, monkeypatch):
   monkeypatch.setattr(jax.sharding, 'get_abstract_mesh', lambda: mesh)
   chosen = {'cpu': {255: 'dense', 256: 'blockwise', 1 << 20: 'blockwise'}}.get(platform, {1023: 'dense', 1024: 'pallas'})
   assert {length: attention._fastest(length) for length in chosen} == chosen
-  assert attention._platform() == platform
+  assert attention.platform() == platform
 
 
 def test_kernels_are_refused_on_a_cpu():

@@ -152,7 +152,7 @@ def test_the_compiler_of_tpus_takes_the_kernels(topology, size, axes, length, mo
 @pytest.mark.skipif(jax.__version_info__ > (0, 10, 2) and importlib.util.find_spec('jax_plugins') is None, reason='jax[cuda13] is not installed')
 @pytest.mark.parametrize('size', [64, 80, 256])
 def test_the_kernels_lower_to_triton(size, monkeypatch):
-  monkeypatch.setattr(attention, '_platform', lambda: 'gpu')
+  monkeypatch.setattr(attention, 'platform', lambda: 'gpu')
   program = jax.jit(gradients).trace(*shapes(size)).lower(lowering_platforms=('cuda',)).as_text()
   assert program.count('stablehlo.custom_call @__gpu$xla.gpu.triton') == 3
   assert '1024x1024' not in program
