@@ -63,7 +63,11 @@ def get_config(arg: str = 'grpo') -> ml_collections.ConfigDict:
     shards=1,  # see bradley_terry.py
   )
   config.world = dict(name='')
-  config.sampling = dict(responses=8, max_new_tokens=256, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, stop=())
+  config.sampling = dict(
+    responses=8, max_new_tokens=256, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, stop=(),
+    slots=0,  # so many responses at a time, each place refilled as one ends; 0 for all at once. For lengths that differ much
+    cache_dtype='',  # 'bfloat16' or 'int8' to keep keys and values in less memory; with algorithm.recompute
+  )  # fmt: skip
   config.rewards = dict()  # name -> dict(weight, name | checkpoint, ...), see experiments/policy_rewards.py
   config.rewards_timeout = 60.0  # seconds that functions of text have for a batch
   config.kl_coefficient = 0.05

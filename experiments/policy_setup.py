@@ -17,6 +17,7 @@ from rmjax.backbones.lora import add_lora, FROZEN, merge_lora
 from rmjax.data.pipeline import Encode, Source
 from rmjax.data.prompts import encode_prompt, Prompts
 from rmjax.data.tokenizer import Tokenizer
+from rmjax.decoding.continuous import generate_queue
 from rmjax.decoding.generate import generate
 from rmjax.decoding.sampling import Sampling
 from rmjax.decoding.stops import stop_table, token_bytes
@@ -170,10 +171,16 @@ def setup(config: ml_collections.ConfigDict, *, mesh: Mesh | None = None, reward
     stops['stop_table'] = stop_table(token_bytes(tokenizer.backend, decoder.vocab_size), tuple(config.sampling.stop))
   drawn = Sampling(**{name: config.sampling[name] for name in ('temperature', 'top_k', 'top_p', 'min_p')})
 
+  draw = functools.partial(generate_queue, slots=config.sampling.slots) if config.sampling.slots else generate
+  if config.sampling.cache_dtype:
+    if not algorithm.recompute:
+      raise InputError('sampling.cache_dtype changes the log-probabilities that are sampled by: set algorithm.recompute, so that the update computes its own')
+    draw = functools.partial(draw, cache_dtype=config.sampling.cache_dtype)
+
   def sample(params: Any, prompts: Trees, key: jax.Array) -> Trees:
     weights = params['policy']['backbone']
     weights = merge_lora(weights, alpha=lora['alpha']) if lora['rank'] else weights
-    found = generate(
+    found = draw(
       plain, weights, prompts.tokens, prompts.prompt_ends[:, 0] + 1, key, responses=config.sampling.responses, max_new_tokens=new, sampling=drawn, **stops
     )  # fmt: skip
     return dataclasses.replace(found, labels={**found.labels, 'index': prompts.labels['index']})

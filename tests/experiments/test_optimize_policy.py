@@ -9,13 +9,14 @@ import pytest
 from configs import grpo
 from experiments import export, optimize_policy
 from experiments.policy_setup import setup
+from experiments.train_reward import open_batches
 from rmjax.backbones import pretrained
 from rmjax.backbones.decoder import DecoderConfig
 from rmjax.errors import InputError
 from rmjax.models import build
 from rmjax.rewards.functions import RewardFailed
 from rmjax.training.checkpoints import restore_params
-from rmjax.training.mesh import one_device_mesh
+from rmjax.training.mesh import one_device_mesh, shard_batch, use_mesh
 from rmjax.training.saved import init_params, load_reward_model
 
 
@@ -154,6 +155,21 @@ def test_adapters_train_alone(policy, prompts, tmp_path):
   assert all('w7' not in text.split()[:-1] and 'w9' not in text.split()[:-1] for text in texts if text)  # a stop string ends the response that says it
 
 
+def test_a_queue_samples_what_all_at_once_do(policy, prompts):
+  """The same responses of the same iteration; with a quantized cache the update computes its own log-probabilities."""
+  found = []
+  for changes in ({}, {'sampling.slots': 3}, {'sampling.slots': 3, 'sampling.cache_dtype': 'int8', 'algorithm.recompute': True}):
+    config = tiny(policy, prompts, **{'mesh.fsdp': 1, 'mesh.data': 8, **changes})
+    run = setup(config)
+    batches = open_batches(run, config)
+    with use_mesh(run.mesh):
+      state = run.init(jax.random.key(0))
+      found.append(jax.jit(run.sample)(state.params, shard_batch(next(batches).trees, run.mesh), jax.random.key(1)))
+  np.testing.assert_array_equal(found[1].tokens, found[0].tokens)
+  np.testing.assert_allclose(found[1].labels['log_probs'], found[0].labels['log_probs'], atol=1e-5)
+  assert found[2].tokens.shape == found[0].tokens.shape
+
+
 @pytest.mark.parametrize(
   'changes, message',
   [
@@ -165,6 +181,7 @@ def test_adapters_train_alone(policy, prompts, tmp_path):
     ({'constraints.names': ('words',), 'constraints.senses': ('>=',)}, '1 names and 0 thresholds'),
     ({'constraints.names': ('gold',), 'constraints.senses': ('>=',), 'constraints.thresholds': (1.0,)}, "there is no reward 'gold'; there are half, words"),
     ({'sampling.top_p': 0.0}, 'top_p = 0.0'),
+    ({'sampling.cache_dtype': 'int8'}, 'set algorithm.recompute'),
     ({'rewards.words.name': 'reward_functions:gone'}, "rewards.words.name = 'reward_functions:gone'"),
   ],
 )
