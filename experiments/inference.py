@@ -132,7 +132,7 @@ def columns_from_flags() -> dict[str, str]:
     InputError: something else than pairs.
   """
   pairs = [pair.split('=') for pair in flags.FLAGS.columns.split(',') if pair]
-  if ',' in name or not all(all(pair) for pair in pairs):
+  if not all(len(pair) == 2 and all(pair) for pair in pairs):
     raise InputError(f"--columns={flags.FLAGS.columns}: give 'ours=theirs' pairs, separated by commas, such as prompt=question,chosen=good")
   return dict(pairs)
 
