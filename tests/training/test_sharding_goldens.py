@@ -55,10 +55,9 @@ def test_parameters_lie_where_they_did(name):
   assert layouts(make_mesh(**MESHES[name])) == json.loads(GOLDEN.read_text())[name]
 
 
-@pytest.mark.parametrize('name', MESHES)
-def test_nothing_large_is_whole_on_every_device(name):
+def test_nothing_large_is_whole_on_every_device():
   """A kernel or an embedding of a million numbers is split wherever the mesh has something to split it by."""
-  mesh = make_mesh(**MESHES[name])
+  mesh = make_mesh(data=2, fsdp=2, tensor=2)
   for decoder in SHAPES.values():
     model = build(DecoderConfig(**decoder), dtype='bfloat16', remat='full', head=HEADS['scalar'], lora=dict(rank=0))
     for path, x in jax.tree_util.tree_leaves_with_path(abstract_params(model, mesh)):
