@@ -1,6 +1,7 @@
 """What all programs share: flags in, one clear line and a non-zero exit code on bad input."""
 
 from collections.abc import Callable
+import logging
 import os
 import sys
 from typing import Any
@@ -30,6 +31,7 @@ def run(main: Callable[[], int | None]) -> None:
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as e:  # ml_collections lets its own through
     _exit(1, f'error: {_one_line(e)}')
   def start(_):
+    logging.getLogger('jax').setLevel(logging.WARNING)  # at INFO it tells of every kind of device that is not there
     join(getattr(flags.FLAGS, 'distributed', ''))
     return main()
 
