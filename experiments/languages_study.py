@@ -30,8 +30,10 @@ from rmjax.training.mesh import one_device_mesh
 def study(config: ml_collections.ConfigDict, seeds: Sequence[int]) -> list[dict[str, float]]:
   """Pretrains (once for all arms), trains the config's reward model in language 0, and measures it; see `measure`."""
   shares = list(config.world.shares)
-  if len(shares) < 3 or 0.0 not in config.study.noise:
-    raise InputError('the study needs languages beside two, and study.noise with 0 in it, of which the others are worse translations')
+  if len(shares) < 3:
+    raise InputError(f'world.shares = {tuple(shares)}: a rank correlation over the languages beside the first needs those of 3 or more')
+  if 0.0 not in config.study.noise:
+    raise InputError(f'study.noise = {tuple(config.study.noise)}: it needs 0.0, the translations that the others are worse than')
   found = []
   for seed, (run, params) in zip(seeds, _fit(config, seeds, _start(config, seeds)), strict=True):
     correct = answers(run, params, items(arm_config(config, (('seed', seed),))))
@@ -58,7 +60,7 @@ def _pretrained(config: str, embedding: float, seeds: tuple[int, ...]) -> list[A
 
 
 def _fit(config: ml_collections.ConfigDict, seeds: Sequence[int], start: Sequence[Any]) -> Iterator[tuple[Setup, Any]]:
-  """`fit_seeds`, one after the other: side by side, products of matrices of this size take a CPU longer."""
+  """`fit_seeds`, one after the other, for the reason that `experiments.principles_study` gives."""
   step = compile_step(setup(config, mesh=one_device_mesh()))
   for seed, params in zip(seeds, start, strict=True):
     yield from fit_seeds(config, (seed,), start=(params,), step=step)

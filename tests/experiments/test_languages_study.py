@@ -125,7 +125,10 @@ def test_items_are_the_original_and_all_translations():
   assert len({records[0].prompt for records in found.values()}) >= len(languages)
 
 
-def test_a_study_without_the_original_is_refused():
-  config = reproduce.arm_config(m_rewardbench.get_config(), (('study.noise', (0.1,)),))
-  with pytest.raises(InputError, match='study.noise with 0 in it'):
-    languages_study.study(config, (0,))
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [(('study.noise', (0.1,)), r'study.noise = \(0.1,\): it needs 0.0'), (('world.shares', (1.0, 1.0)), r'world.shares = \(1.0, 1.0\): .* 3 or more')],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_is_trained(change, message):
+  with pytest.raises(InputError, match=message):
+    languages_study.study(reproduce.arm_config(m_rewardbench.get_config(), (change,)), (0,))
