@@ -223,14 +223,14 @@ def _rounds(condition: list[_Instruction]) -> int | None:
 def count_flops(function: Any, *args: Any) -> float:
   """Floating-point operations of a function's matrix products, those of all chips, recomputation included.
 
-  Loops are multiplied out; one whose number of rounds the data decide counts once, and a kernel's grid in full.
+  Loops are multiplied out; one whose number of rounds the data decide counts once, but for a kernel's, which counts as for causal rows.
   """
   return _flops(_alive(function, *args), everywhere=True)
 
 
 def kernel_flops(function: Any, *args: Any) -> float:
-  """The same of its kernels alone, of half of whose grids: what a causal row needs."""
-  return _flops(_alive(function, *args), everywhere=False) / 2
+  """The same of its kernels alone."""
+  return _flops(_alive(function, *args), everywhere=False)
 
 
 def _alive(function: Any, *args: Any) -> Any:
@@ -253,9 +253,9 @@ def _flops(jaxpr: Any, *, everywhere: bool) -> float:
     if name == 'scan':
       times = params['length']
     elif name == 'pallas_call':
-      # As many rounds as the data decide: at most the length of the table that says what is done in each.
+      # As many rounds as the data decide: at most the length of the table that says what is done in each, and half of it for a causal row.
       most = max((x.aval.size for x in equation.invars if x.aval.ndim == 1), default=1)
-      times = math.prod(size if isinstance(size, int) else most for size in params['grid_mapping'].grid)
+      times = math.prod(size if isinstance(size, int) else most / 2 for size in params['grid_mapping'].grid)
     elif name == 'shard_map':
       times = params['mesh'].size
     inner = [_flops(found, everywhere=everywhere or name == 'pallas_call') for value in params.values() for found in _jaxprs(value)]

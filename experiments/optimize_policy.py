@@ -183,6 +183,8 @@ def _parsed(line: str) -> Mapping[str, Any] | None:
 def main() -> None:
   """Optimizes what the flags say, and prints the result's main figures."""
   result = optimize(flags.FLAGS.config, Path(flags.FLAGS.workdir))
+  if not is_first():
+    return
   shown = [name for name in ('reward', 'eval_reward', 'eval_objective/kl', 'completions/mean_length', 'tokens_per_second', 'seconds') if name in result]
   shown += [name for name in result if name.startswith('eval_rewards/') and name.endswith('/mean')]
   print('  '.join(f'{name} {result[name]:.4g}' for name in shown))

@@ -16,7 +16,7 @@ from rmjax.models import build
 from rmjax.training.mesh import make_mesh
 from rmjax.training.saved import abstract_params
 
-GOLDEN = Path(__file__).parent / 'sharding_goldens.json'
+GOLDEN = Path(__file__).parents[1] / 'goldens' / 'shardings.json'
 MESHES = {'fsdp 8': dict(fsdp=8), 'data 2 fsdp 2 tensor 2': dict(data=2, fsdp=2, tensor=2), 'fsdp 2 tensor 2 sequence 2': dict(fsdp=2, tensor=2, sequence=2)}
 GEMMA2 = dict(
   vocab_size=256_000, hidden_size=2304, intermediate_size=9216, num_layers=26, num_heads=8, num_kv_heads=4, head_dim=256, sandwich_norm=True,
