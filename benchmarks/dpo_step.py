@@ -1,7 +1,6 @@
 """A step of direct preference optimization beside TRL's DPOTrainer, and Tunix's: tokens a second, part of the machine's peak, memory.
 
-  python -m benchmarks.dpo_step [--cases=0:2,4:8] [--references=live,cached] [--rounds=5] [--length=1024] [--devices=2] [--trl_python=PYTHON]
-    [--tunix_python=PYTHON]
+  python -m benchmarks.dpo_step [--cases=0:2,4:8] [--references=live,cached] [--rounds=5] [--length=1024] [--trl_python=PYTHON] [--tunix_python=PYTHON]
 
 As benchmarks/reward_step.py, which says what a case is, with a policy of 25M parameters and a reference that differs from it: `live` is computed in each
 step, `cached` was computed before (TRL: `precompute_ref_log_probs`; Tunix has no such thing). The interpreter of Tunix needs google-tunix; without
@@ -19,8 +18,7 @@ SYSTEMS = {'live': 'dpo', 'cached': 'dpo_cached'}
 _CASES = flags.DEFINE_list('cases', CASES, 'Tokens of a prompt over those of a response, and responses.')
 _REFERENCES = flags.DEFINE_list('references', list(SYSTEMS), f'Of {", ".join(SYSTEMS)}.')
 _ROUNDS = flags.DEFINE_integer('rounds', 5, 'Steps of each that are measured.')
-_LENGTH = flags.DEFINE_integer('length', 0, "Of rmjax's rows; 0 for as many rows as devices, which hold the batch.")
-_DEVICES = flags.DEFINE_integer('devices', 1, 'That XLA makes of the CPU for rmjax; their rows are of one length.')
+_LENGTH = flags.DEFINE_integer('length', 0, "Of rmjax's rows; 0 for one row that holds the batch.")
 _CORES = flags.DEFINE_integer('cores', 0, 'How many to use; 0 for all.')
 _TRL = flags.DEFINE_string('trl_python', '', 'An interpreter with torch, transformers and trl.')
 _TUNIX = flags.DEFINE_string('tunix_python', '', 'An interpreter with google-tunix.')
@@ -34,7 +32,7 @@ def main(_: list[str]) -> None:
       tunix = {'tunix': _TUNIX.value} if _TUNIX.value and reference == 'live' else {}
       for case in _CASES.value:
         ratio, responses = case.split(':')
-        work = Work(SYSTEMS[reference], directory, realistic(float(ratio), int(responses)), _LENGTH.value, devices=_DEVICES.value)
+        work = Work(SYSTEMS[reference], directory, realistic(float(ratio), int(responses)), _LENGTH.value)
         compare(f'{case} {reference}', work, pythons | tunix, _ROUNDS.value)
 
 

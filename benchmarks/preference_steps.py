@@ -46,9 +46,8 @@ class Work(NamedTuple):
     system: 'reward'; 'dpo', whose reference is computed in each step; or 'dpo_cached', whose reference was computed before.
     directory: where `make` has written the models, and where each implementation leaves what it found.
     lengths: of prompts and responses. Of responses 2i and 2i + 1 the former is preferred.
-    columns: length of rmjax's rows; 0 for as many rows as devices, which hold everything.
+    columns: length of rmjax's rows; 0 for one row that holds everything.
     remat: of rmjax; 'full', where the backward pass computes each layer's activations anew, is gradient checkpointing in TRL.
-    devices: that XLA makes of the CPU for rmjax, each with its own rows; no more than there are trees.
   """
 
   system: str
@@ -56,7 +55,6 @@ class Work(NamedTuple):
   lengths: Lengths
   columns: int = 0
   remat: str = 'dots'
-  devices: int = 1
 
 
 def realistic(ratio: float, responses: int) -> Lengths:
@@ -127,24 +125,23 @@ def make(directory: str) -> None:
 def ours(work: Work) -> Iterator[Measured]:
   """Steps of rmjax in this interpreter; compilation and the first step are not measured."""
   import jax
+  import jax.numpy as jnp
 
   from rmjax.backbones.pretrained import read_config
   from rmjax.models import build
-  from rmjax.training.mesh import make_mesh, place, shard_batch, use_mesh
+  from rmjax.training.mesh import one_device_mesh, use_mesh
   from rmjax.training.optimizers import make_optimizer, make_schedule
   from rmjax.training.reward import reward_objective
   from rmjax.training.saved import abstract_params, init_params, load_backbone
   from rmjax.training.step import init_state, make_step
 
-  devices = min(work.devices, len(work.lengths))
-  jax.config.update('jax_num_cpu_devices', devices)
   policy, reference = (os.path.join(work.directory, 'reward' if work.system == 'reward' else name) for name in ('policy', 'reference'))
   head = {
     'reward': dict(name='rmjax.heads.scalar:ScalarHead'),
     'dpo': dict(name='rmjax.heads.implicit:ImplicitRewardHead', beta=BETA, reference='frozen'),
     'dpo_cached': dict(name='rmjax.heads.implicit:ImplicitRewardHead', beta=BETA, reference='cached'),
   }[work.system]
-  config, mesh = read_config(policy), make_mesh(data=devices)
+  config, mesh = read_config(policy), one_device_mesh()
   built = functools.partial(build, config, dtype='float32', lora=dict(rank=0))
   model = built(head=head, remat=work.remat)
   abstract = abstract_params(model, mesh)
@@ -163,10 +160,9 @@ def ours(work: Work) -> Iterator[Measured]:
     schedule = make_schedule(learning_rate=LEARNING_RATE, steps=1, schedule='constant', warmup=0.0)
     optimizers = {'reward': make_optimizer(params, schedule, options=dict(weight_decay=0.0), clip=CLIP, freeze=freeze)}
     losses = dict(preference=dict(name='rmjax.losses.preference:preference_cross_entropy', per='comparison'))
-    state, layout = place(init_state({'reward': params}, optimizers, jax.random.key(0)), mesh)
+    step = jax.jit(make_step(reward_objective(model, losses, freeze=freeze), optimizers), donate_argnums=0)
+    state, batch = init_state({'reward': params}, optimizers, jax.random.key(0)), jax.tree.map(jnp.asarray, batch)
     del params
-    step = jax.jit(make_step(reward_objective(model, losses, freeze=freeze), optimizers), donate_argnums=0, out_shardings=(layout, None))
-    batch = shard_batch(batch, mesh)
     clock = Clock()
     compiled = step.lower(state, batch).compile()
     compile_s = clock.read().seconds
@@ -188,21 +184,17 @@ def packed(work: Work) -> tuple[Any, float]:
   from rmjax.trees import branch
 
   sizes = tree_lengths(work.lengths)
-  devices = min(work.devices, len(sizes))
-  columns = work.columns or -(-sum(sizes) // (devices * FILL)) * FILL
+  columns = work.columns or -(-sum(sizes) // FILL) * FILL
+  if max(sizes) > columns:
+    raise ValueError(f'a prompt with its responses takes {max(sizes)} tokens, and a row has {columns}: raise --length')
   count = max(len(responses) for _, responses in work.lengths)
+  packer = Packer(rows=len(sizes), length=columns, slots=len(sizes), responses=count)
   wins = pairwise_wins(count, [(i, i + 1, 1.0) for i in range(0, count, 2)])
   labels = dict(wins=wins, ratings=np.full(count, np.nan, np.float32), weights=np.float32(1), margins=np.float32(0))
-  trees = [branch(prompt, responses, labels) for prompt, responses in draw(work.lengths)]
-  while True:
-    packer = Packer(rows=len(sizes) + devices, length=columns, slots=len(sizes), responses=count)
-    fits = max(sizes) <= columns and all(map(packer.add, trees))
-    rows = -(-sum(bool(row) for row in packer.rows) // devices) * devices
-    if fits and (work.columns or rows == devices):
-      return packer.pack(slice(rows)), sum(sizes) / (rows * columns)
-    if work.columns:
-      raise ValueError(f'a prompt with its responses takes {max(sizes)} tokens, and a row has {columns}: raise --length')
-    columns += FILL
+  for prompt, responses in draw(work.lengths):
+    packer.add(branch(prompt, responses, labels))
+  rows = sum(bool(row) for row in packer.rows)
+  return packer.pack(slice(rows)), sum(sizes) / (rows * columns)
 
 
 def trl(work: Work) -> Iterator[Measured]:

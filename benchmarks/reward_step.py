@@ -1,6 +1,6 @@
 """A training step of a Bradley-Terry reward model beside TRL's RewardTrainer: tokens a second, part of the machine's peak, memory.
 
-  python -m benchmarks.reward_step [--cases=0:2,4:8] [--rounds=5] [--length=1024] [--devices=2] [--trl_python=PYTHON] [--cores=1]
+  python -m benchmarks.reward_step [--cases=0:2,4:8] [--rounds=5] [--length=1024] [--trl_python=PYTHON] [--cores=1]
 
 JSON lines a case: one an implementation, one of rmjax's ratios to the other, and one of how much their losses differ over all steps. A Llama of 22M
 parameters in float32, made by transformers and read by both; AdamW, gradients clipped. A case is RATIO:N: prompts have RATIO times as many tokens
@@ -19,8 +19,7 @@ from benchmarks.preference_steps import CASES, compare, prepare, realistic, Work
 
 _CASES = flags.DEFINE_list('cases', CASES, 'Tokens of a prompt over those of a response, and responses.')
 _ROUNDS = flags.DEFINE_integer('rounds', 5, 'Steps of each that are measured.')
-_LENGTH = flags.DEFINE_integer('length', 0, "Of rmjax's rows; 0 for as many rows as devices, which hold the batch.")
-_DEVICES = flags.DEFINE_integer('devices', 1, 'That XLA makes of the CPU for rmjax; their rows are of one length.')
+_LENGTH = flags.DEFINE_integer('length', 0, "Of rmjax's rows; 0 for one row that holds the batch.")
 _CORES = flags.DEFINE_integer('cores', 0, 'How many to use; 0 for all.')
 _TRL = flags.DEFINE_string('trl_python', '', 'An interpreter with torch, transformers and trl.')
 
@@ -31,7 +30,7 @@ def main(_: list[str]) -> None:
     pythons = prepare(directory, _TRL.value, _CORES.value)
     for case in _CASES.value:
       ratio, responses = case.split(':')
-      work = Work('reward', directory, realistic(float(ratio), int(responses)), _LENGTH.value, devices=_DEVICES.value)
+      work = Work('reward', directory, realistic(float(ratio), int(responses)), _LENGTH.value)
       compare(case, work, pythons, _ROUNDS.value)
 
 

@@ -27,7 +27,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     length_bias=0.0,
   )
   config.data.max_length = 64
-  config.model.update(dtype='float32', remat='none')
+  config.model.update(dtype='float32', remat='dots')
   config.model.decoder = dict(hidden_size=128, intermediate_size=344, num_layers=3, num_heads=4, num_kv_heads=4)
   config.train.update(steps=1500, rows=8, length=128, slots=3, responses=4, log_every=100, eval_every=0, save_every=750, best='')
   config.optimizer.update(learning_rate=1e-3, warmup=0.05, final=0.05)

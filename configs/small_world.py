@@ -40,7 +40,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     labelled=0.0,
   )
   config.data.max_length = 64
-  config.model.update(dtype='float32', remat='none')
+  config.model.update(dtype='float32', remat='dots')
   config.model.decoder = dict(hidden_size=64, intermediate_size=172, num_layers=2, num_heads=2, num_kv_heads=2)
   config.train.update(steps=200, rows=8, length=112, slots=2, responses=4, log_every=50, eval_every=0, save_every=0, best='')
   config.optimizer.update(learning_rate=3e-3, warmup=0.05, final=0.05)

@@ -76,14 +76,16 @@ def arm_config(config: ml_collections.ConfigDict, overrides: Sequence[tuple[str,
 
 
 def compile_step(run: Setup) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]:
-  """The training step of several seeds side by side, compiled at its first call."""
+  """The training step of several seeds, compiled at its first call: side by side, or one after the other on a CPU, which a seed keeps busy by itself."""
+  if jax.default_backend() == 'cpu':
+    return jax.jit(lambda states, batches: jax.lax.map(lambda one: run.step(*one), (states, batches)), donate_argnums=0)
   return jax.jit(jax.vmap(run.step), donate_argnums=0)
 
 
 def fit_seeds(
   config: ml_collections.ConfigDict, seeds: Sequence[int], *, sources: Sequence[Source] = (), step: Callable | None = None, start: Sequence[Any] = ()
 ) -> Iterator[tuple[Setup, Any]]:
-  """Trains one model a seed, side by side in one compiled step where they are small; everything lies on one device.
+  """Trains one model a seed, in one compiled step where they are small; everything lies on one device.
 
   A seed decides the initial parameters, the world's records and their order.
 
