@@ -93,7 +93,7 @@ def ours(case: str) -> Iterator[Measured]:
   from rmjax.training.optimizers import make_optimizer, make_schedule
   from rmjax.training.step import init_state, make_step
 
-  decoder, params = peers.decoder_and_params()
+  decoder, params = peers.decoder_and_params(remat='dots')
   prompts = np.random.default_rng(0).integers(3, LLAMA['vocab_size'], (PROMPTS, CASES[case])).astype(np.int32)
   lengths = np.full(PROMPTS, CASES[case], np.int32)
   rollout = jax.jit(functools.partial(generate, decoder, responses=RESPONSES, max_new_tokens=NEW))(params, prompts, lengths, jax.random.key(0))

@@ -132,14 +132,14 @@ def torch_llama():
   return transformers.AutoModelForCausalLM.from_config(config).eval()
 
 
-def decoder_and_params():
-  """Our model of the shape, and random parameters."""
+def decoder_and_params(remat: str = 'none'):
+  """Our model of the shape, whose backward pass computes again what `remat` says, and random parameters."""
   import flax.linen as nn
   import jax
   import jax.numpy as jnp
 
   from rmjax.backbones.decoder import Decoder, DecoderConfig
 
-  decoder = Decoder(DecoderConfig(**LLAMA, num_layers=LAYERS, num_heads=HEADS, num_kv_heads=HEADS, tie_embeddings=False))
+  decoder = Decoder(DecoderConfig(**LLAMA, num_layers=LAYERS, num_heads=HEADS, num_kv_heads=HEADS, tie_embeddings=False), remat=remat)
   example = jnp.zeros((1, 4), jnp.int32)
   return decoder, nn.unbox(jax.jit(functools.partial(decoder.init, method='logits'))(jax.random.key(0), example, example, example))['params']

@@ -219,11 +219,6 @@ def needed_blocks(statics, layout):
   return needed
 
 
-def in_front(needed):
-  """How many are needed in each line, and their indices, in order, before the others'."""
-  return needed.sum(-1), jnp.argsort(~needed, axis=-1, stable=True)
-
-
 def to_blocks(x, *, block, kv_heads):
   """[R T H D] to [R N K Q D]; zeros fill the last block."""
   rows, length, heads, size = x.shape

@@ -13,7 +13,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 import jax.numpy as jnp
 
-from rmjax.backbones.blockwise import in_front, Kernels, layout_blocks, needed_blocks
+from rmjax.backbones.blockwise import Kernels, layout_blocks, needed_blocks
 
 
 def block(group: int, length: int, width: int) -> int:
@@ -174,7 +174,7 @@ def _call(kernel, needed, of_lines, of_others, other_spec, outputs, interpret):
   rows, lines, others = needed.shape
   _, length, heads, size = of_lines[0].shape
   block = length // lines
-  counts, order = in_front(needed)
+  counts, order = _in_front(needed)
   listed = jnp.concatenate([counts[..., None], order], -1, dtype=jnp.int32)
   line_specs = {
     4: pl.BlockSpec((None, block, None, size), lambda i, h, r: (r, i, h, 0)),
@@ -208,3 +208,8 @@ def _own_heads(x, group):
   if x.ndim == 3:
     return pl.BlockSpec((None, group, x.shape[2]), lambda i, h, r: (r, h, 0))
   return pl.BlockSpec((None, x.shape[1], group, x.shape[3]), lambda i, h, r: (r, 0, h, 0))
+
+
+def _in_front(needed):
+  """How many are needed in each line, and their indices, in order, before the others'."""
+  return needed.sum(-1), jnp.argsort(~needed, axis=-1, stable=True)
