@@ -44,7 +44,7 @@ from rmjax.training.metrics import write_json
 from rmjax.training.saved import abstract_params
 from rmjax.training.step import TrainState
 
-SMALL = 2_000_000  # parameters up to which seeds are trained side by side
+SMALL = 2_000_000  # parameters up to which seeds are trained in one compiled step
 CLAIMS_FAILED = 1
 SUMMARY = 'rmjax.evaluation.summary:summary'
 RUNNER = 'experiments.policy_claims:optimize_seeds'
