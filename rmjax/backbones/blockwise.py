@@ -57,7 +57,7 @@ class Statics(NamedTuple):
   scale: float
   windowed: bool
   softcap: float | None
-  block: int
+  block: int | None
   kernels: Kernels
 
 
@@ -79,7 +79,7 @@ def blockwise_attention(
   scale: float,
   window: int | Int[Array, ''] | None = None,
   softcap: float | None = None,
-  block: int = 64,
+  block: int | None = None,
   kernels: Kernels | None = None,
 ) -> Float[Array, 'R T H D']:
   """Each query attends to itself and its ancestors, block by block.
@@ -96,8 +96,7 @@ def blockwise_attention(
     scale: factor of the logits.
     window: how many depths back a query sees, itself included; None for all.
     softcap: logits become softcap * tanh(logits / softcap) (Gemma 2).
-    block: B, columns of a block. Larger ones multiply faster and skip less; on a CPU 64 is as fast as 128 or faster for trees packed in rows of 256
-      to 4,096, and 512 is the fastest for one path of 4,096.
+    block: B, columns of a block. Larger ones multiply faster and skip less. None, of the loop alone: what suits the trees, found when they are there.
     kernels: what one device does; None for a loop in XLA.
 
   Returns:
@@ -109,7 +108,7 @@ def blockwise_attention(
   columns = jnp.where(subtree_end > 0, jnp.arange(subtree_end.shape[1], dtype=jnp.int32), -1)
   shallowest = positions if window is None else positions - jnp.asarray(window, jnp.int32) + 1
   if kernels is None:
-    block, kernels = min(block, subtree_end.shape[1]), LOOP
+    block, kernels = block and min(block, subtree_end.shape[1]), LOOP
   statics = Statics(scale, window is not None, softcap, block, kernels)
   return _attend(statics, _mesh_axes(q.shape, k.shape), q, k, v, Layout(columns, shallowest, subtree_end, positions))
 
@@ -136,7 +135,35 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 # --- one device, in a loop ---
 
+# On a CPU 64 columns are as fast as 128 or faster for trees packed in rows of 256 to 4,096. The products of 512 are large enough for several cores:
+# on two, a path of 4,096 takes half the time forward, and two thirds with its gradient (docs/benchmarks.md).
+SMALL, LARGE = 64, 512
+WORTH = 1.5  # how much more than with small blocks is computed with large ones in no more time, backward; forward it is 2.4
 
+
+def large_suit(statics, layout):
+  """Whether large blocks take no more time than small ones, by how much each would compute."""
+
+  def area(block):
+    resized = statics._replace(block=block)
+    return jax.vmap(functools.partial(needed_blocks, resized))(layout_blocks(resized, layout)).sum() * block**2
+
+  return area(LARGE) < WORTH * area(SMALL)
+
+
+def _block_that_suits(function):
+  """Chooses the blocks where none are asked for; small ones in rows that are not long enough for a few large ones."""
+
+  def run(statics, *args):
+    length, sized = args[0].shape[1], lambda block: functools.partial(function, statics._replace(block=block))
+    if statics.block or length < 2 * LARGE:
+      return sized(statics.block or min(SMALL, length))(*args)
+    return jax.lax.cond(large_suit(statics, args[3]), sized(LARGE), sized(SMALL), *args)
+
+  return run
+
+
+@_block_that_suits
 def _forward(statics, q, k, v, layout):
   """See `Kernels`."""
   blocks = functools.partial(to_blocks, block=statics.block, kv_heads=k.shape[2])
@@ -162,6 +189,7 @@ def _forward(statics, q, k, v, layout):
   return back(out / total[..., None]).astype(q.dtype), back(jnp.where(seen, highest + jnp.log(total), 0.0)[..., None])[..., 0]
 
 
+@_block_that_suits
 def _backward(statics, q, k, v, layout, log_sum, offset, gradient):
   """See `Kernels`; the weights are computed again, block by block."""
   blocks = functools.partial(to_blocks, block=statics.block, kv_heads=k.shape[2])

@@ -2,7 +2,7 @@
 
 import functools
 
-from attention_cases import ALIGNED, arrays, BLOCK, check, dense, layout, LENGTH, values_and_gradients
+from attention_cases import ALIGNED, arrays, BLOCK, check, dense, layout, LENGTH, ROWS, values_and_gradients
 import flax.linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -37,6 +37,21 @@ def test_values_and_gradients_are_those_of_dense_attention(name, heads, kv_heads
 def test_any_block_will_do(block):
   ours = jax.jit(values_and_gradients(functools.partial(in_blocks, block=block), window=7))
   check(ours(*arrays(), *layout(1)), jax.jit(values_and_gradients(dense, window=7))(*arrays(), *layout(1)))
+
+
+def test_blocks_suit_the_trees(monkeypatch):
+  """Large ones for a long path, small ones for short trees; values and gradients are those of dense attention either way."""
+  monkeypatch.setattr(blockwise, 'SMALL', 4)
+  monkeypatch.setattr(blockwise, 'LARGE', 8)
+  columns = jnp.arange(LENGTH, dtype=jnp.int32)
+  path = jnp.full_like(columns, LENGTH), columns
+  short = columns // 4 * 4 + 4, columns % 4
+  statics = blockwise.Statics(0.6, False, None, None, blockwise.LOOP)
+  ours, theirs = (jax.jit(values_and_gradients(attend)) for attend in (functools.partial(in_blocks, block=None), dense))
+  for trees, large in ((path, True), (short, False)):
+    columns, ends, positions = (jnp.stack([x] * ROWS) for x in (jnp.arange(LENGTH), *trees))
+    assert blockwise.large_suit(statics, blockwise.Layout(columns, positions, ends, positions)) == large
+    check(ours(*arrays(), ends, positions), theirs(*arrays(), ends, positions))
 
 
 def test_padding_gives_zero_whatever_comes_in_and_moves_nothing():
