@@ -94,9 +94,10 @@ def test_seeds_together_are_the_seeds_alone(backend, monkeypatch):
   monkeypatch.setattr(jax, 'default_backend', lambda: backend)
   config = claimed()
   together = reproduce.train_seeds(config, (0, 3))
-  (alone,) = reproduce.train_seeds(config, (3,))
-  for a, b in zip(together[1], alone, strict=True):
-    np.testing.assert_allclose(a.rewards, b.rewards, atol=1e-4)
+  for seed, scored in zip((0, 3), together, strict=True):
+    (alone,) = reproduce.train_seeds(config, (seed,))
+    for a, b in zip(scored, alone, strict=True):
+      np.testing.assert_allclose(a.rewards, b.rewards, atol=1e-4)
   assert not np.allclose(together[0][0].rewards[:2], together[1][0].rewards[:2], atol=1e-3)
 
 
