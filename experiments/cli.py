@@ -20,7 +20,7 @@ def run(main: Callable[[], int | None]) -> None:
   import jax  # after flags, so that --help is quick
 
   from rmjax.training.loop import Diverged, Preempted
-  from rmjax.training.processes import join
+  from rmjax.training.processes import join, leave
 
   if int(os.environ.get('JAX_NUM_CPU_DEVICES') or 1) > 1:
     os.environ.setdefault('NPROC', '32')  # XLA's threads: with one a virtual device, two collectives of one step can wait for each other for ever
@@ -38,14 +38,14 @@ def run(main: Callable[[], int | None]) -> None:
   try:
     app.run(start)
   except (InputError, Diverged, OSError) as e:
-    _exit(1, f'error: {_one_line(e)}')
+    _exit(1, f'error: {_one_line(e)}', leave)
   except jax.errors.JaxRuntimeError as e:
     if jax.process_count() == 1:
       raise
     _exit(1, f'error: process {jax.process_index()} of {jax.process_count()} lost another, whose own output says why; start all of them again by the same '
              f'command to go on from the last checkpoint: {_one_line(e)[:300]}')
   except Preempted as e:
-    _exit(143, str(e))
+    _exit(143, str(e), leave)
 
 
 def _unraisable(what: Any) -> None:
@@ -61,6 +61,7 @@ def _one_line(e: Exception) -> str:
   return text if isinstance(e, (InputError, RuntimeError, flags.Error)) else f'{type(e).__name__}: {text}'
 
 
-def _exit(code: int, line: str) -> None:
+def _exit(code: int, line: str, leave: Callable[[], None] = lambda: None) -> None:
   print(line, file=sys.stderr, flush=True)
+  leave()
   os._exit(code)  # writer threads of a failed save would wait for ever

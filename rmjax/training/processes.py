@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
+import orbax.checkpoint as ocp
 
 from rmjax.errors import InputError
 
@@ -31,6 +32,21 @@ def join(launch: str) -> None:
     jax.distributed.initialize(**options)
   except (RuntimeError, ValueError) as e:
     raise InputError(f'--distributed={launch}: the processes did not find one another: {str(e).splitlines()[0]}') from e
+
+
+def leave(patience: float = 10.0) -> None:
+  """Waits until the others of the launch end too, so that each can say why: where process 0 ends first, XLA aborts all that are still there.
+
+  Args:
+    patience: seconds to wait for others that do not come, such as where this process alone met bad input.
+  """
+  if not jax.distributed.is_initialized():
+    return
+  try:
+    ocp.multihost.get_barrier_sync_fn()(key='leave', timeout_ms=int(patience * 1000))
+    jax.distributed.shutdown()
+  except RuntimeError:  # they did not come: they stop by the loss of this one
+    pass
 
 
 def is_first() -> bool:

@@ -70,7 +70,7 @@ def test_every_row_comes_out_as_it_was_with_its_reward(scorer, reward_model, tmp
       expected = [alone(row[side][:1], row[side][1]['content']) for side in ('chosen', 'rejected')]
     else:
       expected = [alone(row['prompt'], response) for response in row['responses']]
-    np.testing.assert_allclose(row['reward'], expected, atol=1e-5)
+    np.testing.assert_allclose(row['reward'], expected, atol=1e-4)  # float32 of this random model is off by up to 7e-5 of float64, by the processor
   assert np.std([row['reward'] for row in found[::3]]) > 0.1  # the comparison above is of rewards that differ
 
 
