@@ -94,11 +94,7 @@ def count(rng: Random) -> Task:
   """Four numbers to count, up or down; a wrong answer starts elsewhere, an exchanged one goes the other way."""
   start, way = rng.randrange(18), rng.choice((1, -1))
   other = (start + rng.randint(4, 14)) % 18  # round a circle, so that no start is wrong more often than right; and no number is shared
-
-  def say(start: int, way: int) -> tuple[str, str]:
-    words = NUMBERS[start : start + 4][::way]
-    return ' '.join(words[:2]), ' '.join(words[2:])
-
+  say = lambda start, way: tuple(' '.join(NUMBERS[start : start + 4][::way][half]) for half in (slice(2), slice(2, None)))
   first, last = (start, start + 3)[::way]
   return Task(f'count from {NUMBERS[first]} to {NUMBERS[last]}', say(start, way), (say(other, way),), (say(start, -way),))
 

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -33,6 +34,7 @@ NOTHING = dict.fromkeys(('correctness', 'completeness', 'courtesy', 'verbosity')
 SHORT = dict(tasks=('count',), answers=False, **NOTHING)
 
 
+@functools.cache  # the checked constructor takes longer than a record
 def world(split='train', **settings):
   return Preferences(split=split, size=100_000, **settings)
 
@@ -76,7 +78,7 @@ def test_it_is_a_source_for_grain():
 
 
 def test_splits_share_no_prompt_whatever_the_seed():
-  prompts = {split: {Preferences(split=split, seed=seed)[i].prompt for seed in (0, 1) for i in range(1500)} for split in ('train', 'eval')}
+  prompts = {split: {world(split, seed=seed)[i].prompt for seed in (0, 1) for i in range(1500)} for split in ('train', 'eval')}
   assert not prompts['train'] & prompts['eval']
   assert all(len(found) > 2000 for found in prompts.values())
 
