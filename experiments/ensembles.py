@@ -1,4 +1,4 @@
-"""Runs of an ensemble: members that differ in their initial parameters alone, trained side by side, against the best of them."""
+"""Runs of an ensemble: members that differ in their initial parameters alone, trained on the same batches, against the best of them."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -8,7 +8,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from experiments.reproduce import arm_config, measure
+from experiments.reproduce import arm_config, compile_step, measure
 from experiments.setup import Setup, setup
 from rmjax.data import pipeline
 from rmjax.evaluation.scored import Scored
@@ -34,7 +34,7 @@ def study(config: ml_collections.ConfigDict, seeds: Sequence[int]) -> list[dict[
   """
   mesh = one_device_mesh()
   runs = [setup(arm_config(config, (('seed', seed),)), mesh=mesh) for seed in seeds]
-  step = jax.jit(jax.vmap(runs[0].step, in_axes=(0, None)), donate_argnums=0)  # one batch for all members
+  step = compile_step(runs[0], one_batch=True)
   return [_of_seed(config, run, step, seed) for run, seed in zip(runs, seeds, strict=True)]
 
 

@@ -75,11 +75,20 @@ def arm_config(config: ml_collections.ConfigDict, overrides: Sequence[tuple[str,
   return config
 
 
-def compile_step(run: Setup) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]:
-  """The training step of several seeds, compiled at its first call: side by side, or one after the other on a CPU, which a seed keeps busy by itself."""
-  if jax.default_backend() == 'cpu':
-    return jax.jit(lambda states, batches: jax.lax.map(lambda one: run.step(*one), (states, batches)), donate_argnums=0)
-  return jax.jit(jax.vmap(run.step), donate_argnums=0)
+def compile_step(run: Setup, *, one_batch: bool = False) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]:
+  """The training step of several states, compiled at its first call: side by side, or one after the other on a CPU, which one keeps busy by itself.
+
+  Args:
+    run: of any of them.
+    one_batch: all of them learn from the same batch, where otherwise each has its own, such as one a seed.
+  """
+  if jax.default_backend() != 'cpu':
+    return jax.jit(jax.vmap(run.step, in_axes=(0, None if one_batch else 0)), donate_argnums=0)
+  if one_batch:
+    step = lambda states, batch: jax.lax.map(lambda state: run.step(state, batch), states)
+  else:
+    step = lambda states, batches: jax.lax.map(lambda one: run.step(*one), (states, batches))
+  return jax.jit(step, donate_argnums=0)
 
 
 def fit_seeds(

@@ -10,8 +10,11 @@ import pytest
 
 from configs import fimi, gpm, oprm, small_world
 from experiments import reproduce, systems_table, train_reward
+from experiments.setup import setup
+from rmjax.data import pipeline
 from rmjax.errors import InputError
 from rmjax.evaluation.claims import named_arms
+from rmjax.training.mesh import one_device_mesh
 from rmjax.training.saved import load_reward_model
 
 SYSTEMS = {'gpm': gpm, 'oprm': oprm, 'fimi': fimi}
@@ -99,6 +102,19 @@ def test_seeds_together_are_the_seeds_alone(backend, monkeypatch):
     for a, b in zip(scored, alone, strict=True):
       np.testing.assert_allclose(a.rewards, b.rewards, atol=1e-4)
   assert not np.allclose(together[0][0].rewards[:2], together[1][0].rewards[:2], atol=1e-3)
+
+
+@pytest.mark.parametrize('backend', ['cpu', 'tpu'])
+def test_states_of_one_batch_learn_each_by_itself(backend, monkeypatch):
+  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+  run = setup(claimed(), mesh=one_device_mesh())
+  batch = next(pipeline.train_batches(run.train_source, run.encode, seed=0, **run.shape)).trees
+  states = lambda: run.init(jax.random.split(jax.random.key(0), 2))  # anew, since a step takes them
+  _, together = reproduce.compile_step(run, one_batch=True)(states(), batch)
+  alone = [run.step(jax.tree.map(lambda x, i=i: x[i], states()), batch)[1] for i in range(2)]
+  loss, _ = together['loss']  # sum and count, each of both states
+  np.testing.assert_allclose(loss, [metrics['loss'][0] for metrics in alone], rtol=1e-5)
+  assert abs(loss[0] - loss[1]) > 1e-2 * loss[0]
 
 
 def test_what_is_done_is_not_done_again(whole, monkeypatch):
