@@ -146,7 +146,7 @@ def large_suit(statics, layout):
 
   def area(block):
     resized = statics._replace(block=block)
-    return jax.vmap(functools.partial(needed_blocks, resized))(layout_blocks(resized, layout)).sum() * block**2
+    return needed_blocks(resized, layout_blocks(resized, layout)).sum() * block**2
 
   return area(LARGE) < WORTH * area(SMALL)
 
@@ -218,7 +218,7 @@ def _backward(statics, q, k, v, layout, log_sum, offset, gradient):
 
 def _pairs(statics, layout):
   """How many pairs of blocks are needed, and (row, block of queries, block of keys) of each, before what fills the array."""
-  needed = jax.vmap(functools.partial(needed_blocks, statics))(layout)
+  needed = needed_blocks(statics, layout)
   return needed.sum(), jnp.stack(jnp.nonzero(needed, size=needed.size, fill_value=0), -1)
 
 
@@ -238,13 +238,13 @@ def _logits(statics, q, k, r, i, j, layout):
 
 
 def needed_blocks(statics, layout):
-  """[N N] which block of queries needs which block of keys: at least one query sees a key (with a window: it may)."""
-  alive = layout.columns >= 0
-  first = jnp.where(alive, layout.columns, NEVER).min(-1)
-  needed = (jnp.arange(len(layout.key_ends)) * statics.block <= layout.columns.max(-1)[:, None]) & (first[:, None] < layout.key_ends.max(-1))
+  """[R N N] which block of queries needs which block of keys: at least one query sees a key (with a window: it may)."""
+  of_queries = lambda x: jnp.where(layout.columns >= 0, x, NEVER).min(-1)[:, :, None]
+  of_keys = lambda x: x.max(-1)[:, None]
+  starts = jnp.arange(layout.key_ends.shape[1]) * statics.block
+  needed = (starts <= layout.columns.max(-1)[:, :, None]) & (of_queries(layout.columns) < of_keys(layout.key_ends))
   if statics.windowed:
-    shallowest = jnp.where(alive, layout.shallowest, NEVER).min(-1)
-    needed &= jnp.where(layout.key_ends > 0, layout.key_positions, -1).max(-1) >= shallowest[:, None]
+    needed &= of_keys(jnp.where(layout.key_ends > 0, layout.key_positions, -1)) >= of_queries(layout.shallowest)
   return needed
 
 

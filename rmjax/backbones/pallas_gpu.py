@@ -153,7 +153,7 @@ def _fill(x, block):
 def _marks(statics, layout):
   """Columns and shallowest positions [R T] of queries, ends and positions [R T] of keys, and bool[R N N] which blocks need which."""
   blocks = layout_blocks(statics, layout)
-  needed = jax.vmap(functools.partial(needed_blocks, statics))(blocks)
+  needed = needed_blocks(statics, blocks)
   columns, shallowest, ends, positions = (x.reshape(len(x), -1) for x in blocks)
   return [columns, shallowest], [ends, positions], needed
 

@@ -42,7 +42,7 @@ def forward(statics, q, k, v, layout, *, interpret=False):
     rows, count, kv_heads, queries, size = q.shape
     return _over_pairs(
       functools.partial(_forward_kernel, statics=statics),
-      jax.vmap(functools.partial(needed_blocks, statics))(layout),
+      needed_blocks(statics, layout),
       [q, _query_marks(layout, queries)],
       [k, v, _key_marks(layout)],
       [jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((rows, count, kv_heads, 1, queries), jnp.float32)],
@@ -62,7 +62,7 @@ def backward(statics, q, k, v, layout, log_sum, offset, gradient, *, interpret=F
 
   def attend(q, k, v, layout, sums, gradient):
     queries, size = q.shape[3:]
-    needed = jax.vmap(functools.partial(needed_blocks, statics))(layout)
+    needed = needed_blocks(statics, layout)
     of_queries = [q, gradient, sums, _query_marks(layout, queries)]
     of_keys = [k, v, _key_marks(layout)]
     like = lambda *arrays: [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays]
