@@ -11,6 +11,8 @@ import orbax.checkpoint as ocp
 
 from rmjax.errors import InputError
 
+PATIENCE = 10  # seconds
+
 
 def join(launch: str) -> None:
   """Joins the other processes of a launch, before anything is computed.
@@ -34,16 +36,15 @@ def join(launch: str) -> None:
     raise InputError(f'--distributed={launch}: the processes did not find one another: {str(e).splitlines()[0]}') from e
 
 
-def leave(patience: float = 10.0) -> None:
+def leave() -> None:
   """Waits until the others of the launch end too, so that each can say why: where process 0 ends first, XLA aborts all that are still there.
 
-  Args:
-    patience: seconds to wait for others that do not come, such as where this process alone met bad input.
+  They have `PATIENCE` to come; where this process alone met bad input, they do not.
   """
   if not jax.distributed.is_initialized():
     return
   try:
-    ocp.multihost.get_barrier_sync_fn()(key='leave', timeout_ms=int(patience * 1000))
+    ocp.multihost.get_barrier_sync_fn()(key='leave', timeout_ms=1000 * PATIENCE)
     jax.distributed.shutdown()
   except RuntimeError:  # they did not come: they stop by the loss of this one
     pass
