@@ -91,11 +91,11 @@ def ours(case: str, slots: int) -> Iterator[Measured]:
 
 def compare(case: str, rounds: int, hf_python: str) -> None:
   """Prints what all do on a case."""
-  slots = CASES[case].slots
-  runs = {'rmjax': ours(case, slots)} | ({'rmjax_at_once': ours(case, 0)} if slots else {})
+  pythons = {'rmjax': sys.executable} | ({'rmjax_at_once': sys.executable} if CASES[case].slots else {})
+  runs = {name: peers.elsewhere(python, 'benchmarks.generate', name, case) for name, python in pythons.items()}
   compilation = {name: dict(compile_s=next(run).seconds) for name, run in runs.items()}
   if hf_python:
-    runs['hugging_face'] = peers.elsewhere(hf_python, 'benchmarks.generate', case)
+    runs['hugging_face'] = peers.elsewhere(hf_python, 'benchmarks.generate', 'hugging_face', case)
   peers.compare(case, sum(CASES[case].budgets()), peers.take_turns(runs, rounds), **compilation)
   for run in runs.values():
     run.close()
@@ -187,7 +187,8 @@ def main(_: list[str]) -> None:
 
 if __name__ == '__main__':
   if sys.argv[1:2] == [peers.SERVE]:
-    peers.serve(hugging_face(sys.argv[2]))
+    name, case = sys.argv[2:]
+    peers.serve(hugging_face(case) if name == 'hugging_face' else ours(case, CASES[case].slots if name == 'rmjax' else 0))
   else:
     from absl import app, flags
 

@@ -1,12 +1,13 @@
 """The update of GRPO beside TRL's GRPOTrainer: eight responses to each of eight prompts, one gradient step.
 
-  python -m benchmarks.grpo_step [--cases=short,long] [--rounds=5] [--trl_python=PYTHON] [--cores=1]
+  python -m benchmarks.grpo_step [--cases=64:64,256:64] [--rounds=5] [--trl_python=PYTHON] [--cores=1]
 
-One JSON line a case and implementation. A Llama of 25M parameters in float32; prompts of 64 (`short`) or 256 (`long`) tokens, 64 new ones; no KL
+One JSON line a case and implementation. A Llama of 25M parameters in float32; a case is the tokens of each prompt and those of each response; no KL
 penalty. Each implementation runs in a process of its own, in turns, so that what else the machine does falls on both, and its largest memory is
-its own, sampling included. Tokens are counted as TRL has them, each response with its prompt: a tree holds the prompt once, so that rmjax
-computes fewer. TRL's step is timed without its generation and scoring; both update the policy that sampled, so neither computes the old
-log-probabilities again. PYTHON is an interpreter that has torch, transformers and trl; by default this one, if it has them.
+its own, sampling included. Tokens are counted as TRL has them, each response with its prompt: a tree holds the prompt once, so that rmjax computes
+fewer. What it computes, three forward passes, is set against the speed of large matrix products in the same rounds (`fraction_of_peak`). TRL's step
+is timed without its generation and scoring; both update the policy that sampled, so neither computes the old log-probabilities again. PYTHON is an
+interpreter that has torch, transformers and trl; by default this one, if it has them.
 """
 
 from collections.abc import Iterator
@@ -20,8 +21,15 @@ import threading
 from benchmarks import peers
 from benchmarks.peers import Clock, LLAMA, measure, Measured
 
-CASES = {'short': 64, 'long': 256}  # prompt length
-PROMPTS, RESPONSES, NEW = 8, 8, 64
+CASES = ['64:64', '256:64']
+PROMPTS, RESPONSES = 8, 8
+CHUNK = 64  # columns whose logits are held at a time
+
+
+def sizes(case: str) -> tuple[int, int]:
+  """Tokens of a prompt and of a response."""
+  length, new = map(int, case.split(':'))
+  return length, new
 
 
 def trl(case: str) -> Iterator[Measured]:
@@ -32,12 +40,13 @@ def trl(case: str) -> Iterator[Measured]:
   from transformers import PreTrainedTokenizerFast, TrainerCallback
   from trl import GRPOConfig, GRPOTrainer
 
+  length, new = sizes(case)
   vocabulary = {'<pad>': 0, '<s>': 1, '</s>': 2, **{f'w{i}': i for i in range(3, LLAMA['vocab_size'])}}
   words = Tokenizer(models.WordLevel(vocabulary, unk_token='<pad>'))
   words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
   tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token='<pad>', bos_token='<s>', eos_token='</s>')
   rng = np.random.default_rng(0)
-  text = lambda: ' '.join(f'w{i}' for i in rng.integers(3, LLAMA['vocab_size'], CASES[case]))
+  text = lambda: ' '.join(f'w{i}' for i in rng.integers(3, LLAMA['vocab_size'], length))
   turns, answers, generation = queue.Queue(), queue.Queue(), []
 
   class InTurns(TrainerCallback):
@@ -62,8 +71,8 @@ def trl(case: str) -> Iterator[Measured]:
   options = GRPOConfig(
     output_dir=os.path.join(tempfile.gettempdir(), 'grpo_step'), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to='none', save_strategy='no',
     logging_strategy='no', disable_tqdm=True, learning_rate=1e-6, lr_scheduler_type='constant', max_grad_norm=1.0, dataloader_pin_memory=False,
-    per_device_train_batch_size=PROMPTS * RESPONSES, num_generations=RESPONSES, max_completion_length=NEW, beta=0.0,
-    generation_kwargs={'min_new_tokens': NEW, 'top_k': 0},
+    per_device_train_batch_size=PROMPTS * RESPONSES, num_generations=RESPONSES, max_completion_length=new, beta=0.0,
+    generation_kwargs={'min_new_tokens': new, 'top_k': 0},
   )  # fmt: skip
   trainer = Timed(
     model=peers.torch_llama(), reward_funcs=different_words, args=options, train_dataset=Dataset.from_list([{'prompt': text()} for _ in range(50 * PROMPTS)]),
@@ -78,7 +87,7 @@ def trl(case: str) -> Iterator[Measured]:
 
 
 def ours(case: str) -> Iterator[Measured]:
-  """Updates of rmjax in this interpreter, all of one rollout; the first, which compiles, is not measured."""
+  """Updates of rmjax in this interpreter, all of one rollout; what comes first is seconds of compilation, and no update."""
   import functools
 
   import jax
@@ -93,25 +102,29 @@ def ours(case: str) -> Iterator[Measured]:
   from rmjax.training.optimizers import make_optimizer, make_schedule
   from rmjax.training.step import init_state, make_step
 
+  length, new = sizes(case)
   decoder, params = peers.decoder_and_params(remat='dots')
-  prompts = np.random.default_rng(0).integers(3, LLAMA['vocab_size'], (PROMPTS, CASES[case])).astype(np.int32)
-  lengths = np.full(PROMPTS, CASES[case], np.int32)
-  rollout = jax.jit(functools.partial(generate, decoder, responses=RESPONSES, max_new_tokens=NEW))(params, prompts, lengths, jax.random.key(0))
+  prompts = np.random.default_rng(0).integers(3, LLAMA['vocab_size'], (PROMPTS, length)).astype(np.int32)
+  lengths = np.full(PROMPTS, length, np.int32)
+  rollout = jax.jit(functools.partial(generate, decoder, responses=RESPONSES, max_new_tokens=new))(params, prompts, lengths, jax.random.key(0))
   signals = {'reward': jax.random.normal(jax.random.key(1), rollout.response_ends.shape)}
 
   log_probs_of = functools.partial(token_log_probs, decoder, chunk=CHUNK)
   algorithm = Algorithm()
   optimizer = make_optimizer(params, make_schedule(learning_rate=1e-6, steps=1000, schedule='constant', warmup=0.0))
   by_part = {'policy': optimizer}
-  step = make_step(policy_objective(algorithm, log_probs_of, length=NEW), by_part)
-  prepare = iteration.make_prepare(algorithm, log_probs_of, length=NEW)
+  step = make_step(policy_objective(algorithm, log_probs_of, length=new), by_part)
+  prepare = iteration.make_prepare(algorithm, log_probs_of, length=new)
   update = jax.jit(iteration.make_update(algorithm, prepare, step, prompts=PROMPTS), donate_argnums=0)
   scalars = dict(kl_coefficient=jnp.zeros(()), weights=jnp.ones(1))
   state = init_state({'policy': params, 'scalars': scalars}, by_part, jax.random.key(2))
+  clock = Clock()
+  compiled = update.lower(state, rollout, signals).compile()
+  yield clock.read()
 
   def run():
     nonlocal state
-    state, _ = update(state, rollout, signals)
+    state, _ = compiled(state, rollout, signals)
     jax.block_until_ready(state)
 
   run()
@@ -119,7 +132,6 @@ def ours(case: str) -> Iterator[Measured]:
     yield measure(run)
 
 
-CHUNK = 64  # columns whose logits are held at a time
 IMPLEMENTATIONS = {'rmjax': ours, 'trl': trl}
 
 
@@ -131,9 +143,14 @@ def main(_: list[str]) -> None:
   pythons = {'rmjax': sys.executable, 'trl': flags.FLAGS.trl_python or (sys.executable if here else '')}
   for case in flags.FLAGS.cases:
     runs = {name: peers.elsewhere(python, 'benchmarks.grpo_step', name, case) for name, python in pythons.items() if python}
-    tokens = PROMPTS * RESPONSES * (CASES[case] + NEW)
-    peers.compare(case, tokens, peers.take_turns(runs, flags.FLAGS.rounds))
-    for run in runs.values():
+    compile_s, rounds = next(runs['rmjax']).seconds, flags.FLAGS.rounds
+    products = peers.elsewhere(sys.executable, 'benchmarks.peers')
+    measured = peers.take_turns({**runs, 'matmul': products}, rounds)
+    length, new = sizes(case)
+    count = 3 * peers.forward_flop([(length, [new] * RESPONSES)] * PROMPTS, logits=True)
+    found = peers.part_of_peak([count] * rounds, measured['rmjax'], measured.pop('matmul'))
+    peers.compare(case, PROMPTS * RESPONSES * (length + new), measured, rmjax=dict(compile_s=compile_s, gflop=count / 1e9, **found))
+    for run in (*runs.values(), products):
       run.close()
 
 
@@ -143,7 +160,7 @@ if __name__ == '__main__':
   else:
     from absl import app, flags
 
-    flags.DEFINE_list('cases', list(CASES), f'Of {", ".join(CASES)}.')
+    flags.DEFINE_list('cases', CASES, 'Tokens of a prompt and of a response.')
     flags.DEFINE_integer('rounds', 5, 'Times that each is run.')
     flags.DEFINE_integer('cores', 0, 'How many to use; 0 for all.')
     flags.DEFINE_string('trl_python', '', 'An interpreter with torch, transformers and trl.')

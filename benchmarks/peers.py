@@ -3,7 +3,7 @@
 Nothing but the standard library is imported here, since peers run in interpreters that have neither JAX nor absl.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import functools
 import json
 from pathlib import Path
@@ -19,6 +19,8 @@ LAYERS, HEADS = 8, 6
 MATMUL_SIZE, MATMULS = 2048, 8
 MATMUL_FLOP = 2 * MATMUL_SIZE**3 * MATMULS  # of a run of `matmul`
 SERVE = 'serve'  # first argument of a process that runs when it is asked to
+
+Lengths = Sequence[tuple[int, Sequence[int]]]  # of each prompt and of its responses, in tokens
 
 
 class Measured(NamedTuple):
@@ -49,7 +51,10 @@ def measure(run: Callable[[], object]) -> Measured:
 
 
 def elsewhere(python: str, module: str, *arguments: str) -> Iterator[Measured]:
-  """Runs of `python -m module serve *arguments`, another process, which runs only when it is asked to."""
+  """Runs of `python -m module serve *arguments`, another process, which runs only when it is asked to.
+
+  Its largest memory begins at that of the process which starts it, so that one should be small.
+  """
   command = [python, '-m', module, SERVE, *arguments]
   root = Path(__file__).parents[1]
   with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root) as process:
@@ -92,6 +97,33 @@ def matmul() -> Iterator[Measured]:
   run()
   while True:
     yield measure(run)
+
+
+def forward_flop(lengths: Lengths, logits: bool) -> float:
+  """Floating-point operations of a forward pass over trees, padding left out.
+
+  With T tokens in all trees, of which C are of responses, a layer of n parameters in matrices, D hidden and V vocabulary: 2 n T for each layer's
+  products, 4 D sum(depth) for its attention (queries with keys and weights with values; a token at depth k sees k tokens, itself included), and
+  2 D V C for the logits, if they are computed. A training step is three of these.
+  """
+  hidden = LLAMA['hidden_size']
+  layer = 4 * hidden**2 + 3 * hidden * LLAMA['intermediate_size']
+  up_to = lambda k: k * (k + 1) // 2
+  depths = sum(up_to(prompt) + sum(up_to(prompt + response) - up_to(prompt) for response in responses) for prompt, responses in lengths)
+  of_layers = LAYERS * (2 * layer * sum(prompt + sum(responses) for prompt, responses in lengths) + 4 * hidden * depths)
+  return float(of_layers + logits * 2 * hidden * LLAMA['vocab_size'] * sum(sum(responses) for _, responses in lengths))
+
+
+def part_of_peak(flop: Sequence[float], runs: Sequence[Measured], products: Sequence[Measured]) -> dict[str, float]:
+  """How much of the speed of large matrix products, in the same rounds, runs of so many operations reach; medians.
+
+  Returns:
+    `fraction_of_peak` and `cpu_fraction_of_peak`, by wall and CPU time, and `matmul_gflops`, what the products reached by wall time.
+  """
+  rounds = list(zip(flop, runs, products, strict=True))
+  part = lambda clock: statistics.median(count / getattr(run, clock) * getattr(product, clock) / MATMUL_FLOP for count, run, product in rounds)
+  peak = MATMUL_FLOP / statistics.median(product.seconds for product in products) / 1e9
+  return dict(fraction_of_peak=part('seconds'), cpu_fraction_of_peak=part('cpu_seconds'), matmul_gflops=peak)
 
 
 def compare(case: str, tokens: float, measured: Mapping[str, list[Measured]], **further: Mapping[str, float]) -> None:
@@ -143,3 +175,7 @@ def decoder_and_params(remat: str = 'none'):
   decoder = Decoder(DecoderConfig(**LLAMA, num_layers=LAYERS, num_heads=HEADS, num_kv_heads=HEADS, tie_embeddings=False), remat=remat)
   example = jnp.zeros((1, 4), jnp.int32)
   return decoder, nn.unbox(jax.jit(functools.partial(decoder.init, method='logits'))(jax.random.key(0), example, example, example))['params']
+
+
+if __name__ == '__main__':
+  serve(matmul())

@@ -9,14 +9,13 @@ rounds: `fraction_of_peak`, or by seconds of CPU time both, which others on the 
 what is computed twice (logits and attention weights, in the backward pass), for norms, softmax, the optimiser or the reward head.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 import functools
 import importlib.util
 import json
 import math
 import os
 from pathlib import Path
-import statistics
 import subprocess
 import sys
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import peers
-from benchmarks.peers import Clock, HEADS, LAYERS, LLAMA, Measured
+from benchmarks.peers import Clock, HEADS, LAYERS, Lengths, LLAMA, Measured
 
 MODULE = 'benchmarks.preference_steps'
 MAKE = 'make'
@@ -35,8 +34,6 @@ FILL = 256  # a row's length is rounded up to a multiple of this, which leaves a
 CASES = [f'{ratio}:{responses}' for responses in (2, 8, 64) for ratio in ('0', '0.5', '1', '4')]
 LEARNING_RATE, BETA, CLIP = 1e-5, 0.1, 1.0
 ROPE_THETA = 1_000_000.0  # of policies: Tunix's Llama (0.1.7) has this one, whatever its config says
-
-Lengths = Sequence[tuple[int, Sequence[int]]]  # of each prompt and of its responses, in tokens
 
 
 class Work(NamedTuple):
@@ -85,20 +82,8 @@ def tree_lengths(lengths: Lengths) -> list[int]:
 
 
 def flop(system: str, lengths: Lengths) -> float:
-  """Floating-point operations of one step of rmjax, padding left out.
-
-  With T tokens in all trees, of which C are of responses, a layer of n parameters in matrices, D hidden and V vocabulary: a forward pass is 2 n T for each
-  layer's products, 4 D sum(depth) for its attention (queries with keys and weights with values; a token at depth k sees k tokens, itself included), and
-  for DPO 2 D V C for the logits. A training step is three of these; a reference computed in the step adds one.
-  """
-  hidden = LLAMA['hidden_size']
-  layer = 4 * hidden**2 + 3 * hidden * LLAMA['intermediate_size']
-  up_to = lambda k: k * (k + 1) // 2
-  depths = sum(up_to(prompt) + sum(up_to(prompt + response) - up_to(prompt) for response in responses) for prompt, responses in lengths)
-  forward = LAYERS * (2 * layer * sum(tree_lengths(lengths)) + 4 * hidden * depths)
-  if system != 'reward':
-    forward += 2 * hidden * LLAMA['vocab_size'] * sum(sum(responses) for _, responses in lengths)
-  return float((4 if system == 'dpo' else 3) * forward)
+  """Floating-point operations of one step of rmjax, padding left out: of three forward passes; a reference computed in the step adds one."""
+  return (4 if system == 'dpo' else 3) * peers.forward_flop(lengths, logits=system != 'reward')
 
 
 def draw(lengths: Lengths) -> list[tuple[list[int], list[list[int]]]]:
@@ -329,7 +314,7 @@ def compare(case: str, work: Work, pythons: Mapping[str, str], rounds: int) -> N
     rounds: measured steps of each.
   """
   runs = {name: peers.elsewhere(python, MODULE, name, json.dumps(work)) for name, python in pythons.items()}
-  products = peers.elsewhere(pythons['rmjax'], MODULE, 'matmul')
+  products = peers.elsewhere(pythons['rmjax'], 'benchmarks.peers')
   measured = peers.take_turns({**runs, 'matmul': products}, rounds)
   found = {name: json.loads((Path(work.directory) / f'{name}.json').read_text()) for name in pythons}
   for run in (*runs.values(), products):
@@ -337,15 +322,7 @@ def compare(case: str, work: Work, pythons: Mapping[str, str], rounds: int) -> N
 
   losses = {name: further.pop('losses') for name, further in found.items()}
   count, paths, products = flop(work.system, work.lengths), sum(path_lengths(work.lengths)), measured.pop('matmul')
-
-  def fraction(clock: str) -> float:
-    rounds = zip(measured['rmjax'], products, strict=True)
-    return statistics.median(count / getattr(step, clock) * getattr(product, clock) / peers.MATMUL_FLOP for step, product in rounds)
-
-  found['rmjax'] |= dict(
-    fraction_of_peak=fraction('seconds'),
-    cpu_fraction_of_peak=fraction('cpu_seconds'),
-    matmul_gflops=peers.MATMUL_FLOP / statistics.median(product.seconds for product in products) / 1e9,
+  found['rmjax'] |= peers.part_of_peak([count] * rounds, measured['rmjax'], products) | dict(
     gflop=count / 1e9,
     share_of_tokens=sum(tree_lengths(work.lengths)) / paths,
   )
@@ -378,7 +355,5 @@ def prepare(directory: str, python: str, cores: int) -> dict[str, str]:
 if __name__ == '__main__':
   if sys.argv[1] == MAKE:
     make(sys.argv[2])
-  elif sys.argv[2] == 'matmul':
-    peers.serve(peers.matmul())
   else:
     peers.serve(IMPLEMENTATIONS[sys.argv[2]](Work(*json.loads(sys.argv[3]))))

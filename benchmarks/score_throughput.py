@@ -39,9 +39,9 @@ def texts(items: int, turn: int) -> list[tuple[str, list[str]]]:
   return found
 
 
-def tokens(items: int, turn: int) -> int:
-  """Tokens of each response with its prompt, the end of text included."""
-  return sum(len(prompt.split()) + len(response.split()) + 1 for prompt, responses in texts(items, turn) for response in responses)
+def lengths(items: int, turn: int) -> peers.Lengths:
+  """Tokens of each prompt and of its responses, the end of text included."""
+  return [(len(prompt.split()), [len(response.split()) + 1 for response in responses]) for prompt, responses in texts(items, turn)]
 
 
 def make(directory: str) -> None:
@@ -64,7 +64,7 @@ def make(directory: str) -> None:
 
 
 def hugging_face(directory: str, items: int) -> Iterator[Measured]:
-  """Rounds of transformers; the first is not measured, and its scores are written."""
+  """Rounds of transformers, another set of texts in each; the scores of the first are written."""
   import numpy as np
   import torch
   import transformers
@@ -84,7 +84,7 @@ def hugging_face(directory: str, items: int) -> Iterator[Measured]:
 
 
 def ours(directory: str, items: int) -> Iterator[Measured]:
-  """Rounds of rmjax; the first, which compiles, is not measured, and its scores are written."""
+  """Rounds of rmjax, another set of texts in each; the first compiles, and its scores are written."""
   import numpy as np
 
   from experiments import inference
@@ -103,7 +103,7 @@ def ours(directory: str, items: int) -> Iterator[Measured]:
 def _rounds(run, path: Path) -> Iterator[Measured]:
   import numpy as np
 
-  np.save(path, run(0))
+  yield measure(lambda: np.save(path, run(0)))
   turn = 1
   while True:
     yield measure(functools.partial(run, turn))
@@ -130,17 +130,22 @@ def main(_: list[str]) -> None:
     subprocess.run([python, '-m', 'benchmarks.score_throughput', MAKE, directory], check=True, cwd=Path(__file__).parents[1])
     pythons = {'rmjax': sys.executable, 'hugging_face': python}
     runs = {name: peers.elsewhere(python, 'benchmarks.score_throughput', name, directory, str(items)) for name, python in pythons.items()}
-    measured = peers.take_turns(runs, rounds)
+    first = {name: dict(first_round_s=next(run).seconds) for name, run in runs.items()}
+    products = peers.elsewhere(sys.executable, 'benchmarks.peers')
+    measured = peers.take_turns({**runs, 'matmul': products}, rounds)
+    of_rounds = [lengths(items, 1 + turn) for turn in range(rounds)]
+    flop = [peers.forward_flop(of_round, logits=False) for of_round in of_rounds]
+    first['rmjax'] |= peers.part_of_peak(flop, measured['rmjax'], measured.pop('matmul'))
     # Rounds differ in their texts: the medians are of seconds for the mean number of tokens.
-    count = [tokens(items, 1 + turn) for turn in range(rounds)]
+    count = [sum(prompt + response for prompt, responses in of_round for response in responses) for of_round in of_rounds]
     scaled = {
       name: [m._replace(seconds=m.seconds * np.mean(count) / n, cpu_seconds=m.cpu_seconds * np.mean(count) / n) for m, n in zip(runs_, count, strict=True)]
       for name, runs_ in measured.items()
     }
-    peers.compare('best_of_four', float(np.mean(count)), scaled)
+    peers.compare('best_of_four', float(np.mean(count)), scaled, **first)
     scores = [np.load(Path(directory) / f'{name}.npy') for name in pythons]
     peers.report(case='best_of_four', largest_difference=f'{np.abs(scores[0] - scores[1]).max():.1e}', spread=float(scores[1].std()))
-    for run in runs.values():
+    for run in (*runs.values(), products):
       run.close()
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import preference_steps
+from benchmarks import peers, preference_steps
 from benchmarks.peers import LAYERS, LLAMA
 from benchmarks.preference_steps import Work
 from rmjax.trees import attention_mask
@@ -41,3 +41,10 @@ def test_cases_have_their_ratio_and_the_same_tokens_for_trl(case):
   paths = preference_steps.path_lengths(lengths)
   assert len(paths) == max(2 * preference_steps.PAIRS, int(responses)) and max(paths) <= preference_steps.LONGEST
   assert sum(paths) / len(paths) == pytest.approx(209.7, rel=0.01)
+
+
+def test_a_part_of_the_peak_is_of_the_same_round():
+  rounds = [(0.5, peers.Measured(2.0, 2.0, 0.0), peers.Measured(1.0, 2.0, 0.0))] * 2 + [(1.0, peers.Measured(4.0, 4.0, 0.0), peers.Measured(3.0, 6.0, 0.0))]
+  flop, runs, products = zip(*rounds, strict=True)
+  found = peers.part_of_peak([peers.MATMUL_FLOP * part for part in flop], runs, products)
+  assert (found['fraction_of_peak'], found['cpu_fraction_of_peak']) == (0.25, 0.5)
