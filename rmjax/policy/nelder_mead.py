@@ -199,7 +199,9 @@ class Searcher:
     return Found(thresholds, gold, len(self._trace), tuple(self._trace))
 
 
-def search_together(evaluate: Callable[[Float[np.ndarray, 'K C']], Sequence[float]], searchers: Sequence[Searcher], *, rounds: int) -> list[Found]:
+def search_together(
+  evaluate: Callable[[Float[np.ndarray, 'K C']], Sequence[float] | Float[np.ndarray, 'K']], searchers: Sequence[Searcher], *, rounds: int
+) -> list[Found]:
   """Runs K searches in step: in each round all of them have one point evaluated.
 
   Args:
@@ -218,5 +220,5 @@ def search_together(evaluate: Callable[[Float[np.ndarray, 'K C']], Sequence[floa
     points = [searcher.thresholds if on else searcher.found().thresholds for searcher, on in zip(searchers, asking, strict=True)]
     for searcher, on, gold in zip(searchers, asking, evaluate(np.stack(points)), strict=True):
       if on:
-        searcher.tell(gold)
+        searcher.tell(float(gold))
   return [searcher.found() for searcher in searchers]

@@ -130,11 +130,11 @@ def test_searches_side_by_side_are_each_alone():
 
   def evaluate(thresholds):
     rounds.append(thresholds)
-    return [gold(thresholds[k], k) for k in range(3)]
+    return np.float32([gold(thresholds[k], k) for k in range(3)])  # as it comes from a device
 
   together = search_together(evaluate, [make(k) for k in range(3)], rounds=25)
   for k, found in enumerate(together):
-    (alone,) = search_together(lambda thresholds, k=k: [gold(thresholds[0], k)], [make(k)], rounds=25)
+    (alone,) = search_together(lambda thresholds, k=k: np.float32([gold(thresholds[0], k)]), [make(k)], rounds=25)
     assert found.queries == alone.queries <= len(rounds)
     np.testing.assert_array_equal([at for at, _ in found.trace], [at for at, _ in alone.trace])
     # what is over goes on under its best
