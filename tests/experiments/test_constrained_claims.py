@@ -82,4 +82,5 @@ def test_every_arm_runs(name):
   found = constrained.study(arm(name), (0, 3))
   assert len(found) == 2 and found[0].keys() == found[1].keys() and found[0] != found[1]
   assert all(np.isfinite(list(figures.values())).all() for figures in found)
-  assert found[0]['queries'] == {'ppo': 5, 'ppo_best_kl': 5, 'ppo_no_kl': 0, 'xi_oracle': 0, 'early_stopped': 10, 'nm_ppo': 2}.get(name, 12)
+  queries = max(figures['queries'] for figures in found)  # a search whose box is smaller than `same` is over after one
+  assert queries == {'ppo': 5, 'ppo_best_kl': 5, 'ppo_no_kl': 0, 'xi_oracle': 0, 'early_stopped': 10, 'nm_ppo': 2}.get(name, 12)
