@@ -252,26 +252,18 @@ def test_an_adaptive_coefficient_steers_for_its_target():
 
 @pytest.mark.parametrize('advantages', ['gae', 'group'])
 def test_a_constraint_is_met(advantages):
-  """xi-PPO and its critic-free kin: half of the tokens shall be the wanted one, no more; the uniform policy has an eighth.
-
-  The share swings about the threshold, differently on each machine, since rounding grows in it, and a policy that has come to always give the wanted
-  token has no differences in a group that would bring it back (one seed of five, where this was seen): what is bounded is the median of five seeds' means.
-  """
+  """xi-PPO and its critic-free kin: half of the tokens shall be the wanted one, no more; the uniform policy has an eighth."""
   constraints = Constraints(names=('wanted',), senses=('==',))
   algorithm = Algorithm(advantages=advantages, baseline='mean', scale='none' if advantages == 'group' else 'group', kl='reward', discount=0.99, epochs=2)
   built = build(algorithm, constraints=constraints, thresholds=(0.5,), kl_coefficient=0.1)
   step = compiled(built)
-  found = np.zeros((5, 150))
-  for seed, of_seed in enumerate(found):
-    state = built.init(jax.random.key(8 + seed))
-    state.params['scalars']['weights'] = jnp.zeros(1)  # the reward is in the constraint alone
-    for i in range(of_seed.size):
-      state, metrics = step(state)
-      total, count = metrics['constraints/wanted/return']
-      of_seed[i] = total / count
-  assert np.mean(found[:, 0]) < 0.3
-  means = found[:, 50:].mean(1)
-  assert np.median(means) == pytest.approx(0.5, abs=0.06), means
+  state, found = built.init(jax.random.key(8)), []
+  state.params['scalars']['weights'] = jnp.zeros(1)  # the reward is in the constraint alone
+  for _ in range(150):
+    state, metrics = step(state)
+    found.append(float(metrics['constraints/wanted/return'][0] / metrics['constraints/wanted/return'][1]))
+  assert found[0] < 0.3
+  assert np.mean(found[-50:]) == pytest.approx(0.5, abs=0.06), found[::10]
 
 
 @pytest.mark.parametrize(
