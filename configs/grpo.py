@@ -82,7 +82,7 @@ def get_config(arg: str = 'grpo') -> ml_collections.ConfigDict:
   if arg == 'dapo':
     config.algorithm.kl = 'none'
   config.constraints = dict(
-    names=(), senses=(), thresholds=(), form='squashed', weighting='episode', cap=0.0, value_weights=(0.2, 0.5),
+    names=(), senses=(), thresholds=(), form='squashed', weighting='episode', cap=0.0, normalize=True, value_weights=(0.2, 0.5),
     optimizer=dict(learning_rate=0.1, momentum=0.1, clip=0.5),
   )  # fmt: skip
   config.train = dict(

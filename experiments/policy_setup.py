@@ -202,7 +202,7 @@ def setup(config: ml_collections.ConfigDict, *, mesh: Mesh | None = None, reward
     sample=sample,
     score=score,
     measure=lambda params, rollout, signals: prepare(params, rollout, signals)[1],
-    update=iteration.make_update(algorithm, prepare, step, prompts=config.train.prompts, normalize=constraints.multipliers),
+    update=iteration.make_update(algorithm, prepare, step, prompts=config.train.prompts, constraints=constraints),
   )
 
 

@@ -122,6 +122,7 @@ class Constraints:
       reward (PPO-SAT).
     weighting: how episodes count in a mean return, 'episode' or 'token'.
     cap: largest multiplier before squashing; 0 for that of the form.
+    normalize: whether each column of advantages is brought to mean 0 and standard deviation 1 before they are mixed, as in the released code.
     value_weights: of the critic's losses of the objective and of each constraint.
   """
 
@@ -130,6 +131,7 @@ class Constraints:
   form: str = 'squashed'
   weighting: str = 'episode'
   cap: float = 0.0
+  normalize: bool = True
   value_weights: tuple[float, float] = (0.2, 0.5)
 
   def __post_init__(self):

@@ -17,7 +17,9 @@ after has its weights undone by the group's own scale.
 
 How to run it under `rmjax.training.step.make_step`: a part `multipliers` of the parameters, from `init_multipliers`, with
 `multiplier_optimizer` as its optimiser; a loss term for each constraint, from `multiplier_loss`; thresholds are a part without an optimiser.
-`moves` gives the multipliers a delay. Gradient descent and ascent at once promises averaged iterates only: the last one may circle.
+`moves` gives the multipliers a delay. Gradient descent and ascent at once promises averaged iterates only: the last one may circle. Normalised columns
+make it worse where a policy can become certain: however few tokens still differ, they are worth a standard deviation, so that nothing slows it on its
+way there, and then nothing is left to learn from. Columns as they are (`Constraints.normalize`) settle, and weights are then in units of reward.
 
 Dimensions: B any leading ones, R rows, T length, C constraints, K = 1 + C columns.
 """
@@ -173,7 +175,7 @@ def mix(advantages: Float[Array, '*B K'], mu: Float[Array, 'C'], senses: Sequenc
   'log': (A_0 + sum_i lambda_i A_i) / (1 + sum_i lambda_i), so that a large lambda makes no larger step.
 
   Args:
-    advantages: column 0 the objective's, 1 to C the constraints', each normalised.
+    advantages: column 0 the objective's, 1 to C the constraints'; normalised, or as they are.
     mu: multipliers.
     senses: of the constraints.
     form: of the multipliers.

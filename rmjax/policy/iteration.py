@@ -130,7 +130,7 @@ def make_prepare(
   return prepare
 
 
-def make_update(algorithm: Algorithm, prepare: Prepare, step: Step, *, prompts: int, normalize: bool = False) -> Update:
+def make_update(algorithm: Algorithm, prepare: Prepare, step: Step, *, prompts: int, constraints: Constraints = UNCONSTRAINED) -> Update:
   """Builds the part of an iteration that comes after sampling and scoring.
 
   Args:
@@ -138,7 +138,7 @@ def make_update(algorithm: Algorithm, prepare: Prepare, step: Step, *, prompts: 
     prepare: see `make_prepare`.
     step: `rmjax.training.step.make_step` of `policy_objective`.
     prompts: P that are trained on; where more were sampled, those are taken first whose responses have different rewards (DAPO's refill, once).
-    normalize: whether advantages have columns that are normalised over each minibatch, as constraints want.
+    constraints: whose columns of advantages are normalised over each minibatch, or are not.
 
   Returns:
     (state, rollout, signals) -> (state, metrics). `state.step` counts iterations; within one, each update draws its own key.
@@ -156,7 +156,7 @@ def make_update(algorithm: Algorithm, prepare: Prepare, step: Step, *, prompts: 
 
     def one(state, rows):
       minibatch = jax.tree.map(lambda x: x[rows], batch)
-      if normalize:
+      if constraints.multipliers and constraints.normalize:
         found = constrained.normalize_signals(minibatch.labels['advantages'], minibatch.labels['mask'])
         minibatch = dataclasses.replace(minibatch, labels={**minibatch.labels, 'advantages': found})
       return step(state, minibatch)

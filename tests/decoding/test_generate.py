@@ -59,7 +59,9 @@ def test_log_probs_are_those_of_the_training_forward(family):
   params = pretrained.load_decoder(GOLDENS / family, abstract(decoder))
   for temperature in (1.0, 1.3, 0.0):
     batch, log_p, logits = both(decoder, params, temperature=temperature, allowed=None)
-    np.testing.assert_allclose(batch.labels['log_probs'], log_p, atol=1e-5)
+    # Moving every parameter by half a unit in its last place moves the forward's own log-probs by up to 1.7e-5 (of these families, 16 draws), and activations
+    # round as well. A column, a mask or an angle that is wrong is off by over 1e-3.
+    np.testing.assert_allclose(batch.labels['log_probs'], log_p, atol=3e-5)
     if temperature:
       np.testing.assert_array_equal(batch.labels['sampler_log_probs'], batch.labels['log_probs'])
     else:  # the most likely token of the full forward
