@@ -66,8 +66,9 @@ def kmeans(key: jax.Array, x: Float[Array, 'N D'], k: int, iterations: int = 50,
   if rest:
     (centroids, _, _), _ = jax.lax.scan(draw, (centroids, squared, place), jnp.stack(rest))
   centroids, _ = jax.lax.scan(lambda c, _: (lloyd(x, c, weights), None), centroids, None, iterations)
-  squared = _squared(x, centroids)
-  return Clusters(centroids + mean, jnp.argmin(squared, -1), weights @ jnp.min(squared, -1) / total)
+  nearest = jnp.argmin(_squared(x, centroids), -1)
+  apart = jnp.sum((x - centroids[nearest]) ** 2, -1)  # 0 at a centroid, which the expanded square is not
+  return Clusters(centroids + mean, nearest, weights @ apart / total)
 
 
 def lloyd(x: Float[Array, 'N D'], centroids: Float[Array, 'K D'], weights: Float[Array, 'N']) -> Float[Array, 'K D']:

@@ -265,7 +265,7 @@ def test_a_constraint_is_met(advantages, normalize):
     found.append(float(metrics['constraints/wanted/return'][0] / metrics['constraints/wanted/return'][1]))
     multipliers.append(float(state.params['multipliers'][0]))
   assert found[0] < 0.3
-  # A step of mu is 0.1 g'(mu) (J - theta): while mu stays within its bounds, J is theta in the mean that g' weighs, whatever circle it runs. That mean is
+  # A step of mu is 0.1 g'(mu) (theta - J): while mu stays within its bounds, J is theta in the mean that g' weighs, whatever circle it runs. That mean is
   # off by |mu| / (0.2 sum g'), a tenth where mu ends at 2. All that descent and ascent at once promises, and all that holds of normalised columns.
   assert np.abs(multipliers).max() < 2
   assert np.average(found, weights=1 - np.tanh(multipliers) ** 2) == pytest.approx(0.5, abs=0.1), found[::10]
