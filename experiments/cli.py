@@ -19,6 +19,7 @@ def run(main: Callable[[], int | None]) -> None:
   """
   import jax  # after flags, so that --help is quick
 
+  from rmjax.data.records import BadRecord
   from rmjax.training.loop import Diverged, Preempted
   from rmjax.training.processes import join, leave
 
@@ -37,6 +38,8 @@ def run(main: Callable[[], int | None]) -> None:
 
   try:
     app.run(start)
+  except BadRecord as e:
+    _exit(1, f'error: {_one_line(e)}; bad_rows=lenient leaves such rows out', leave)
   except (InputError, Diverged, OSError) as e:
     _exit(1, f'error: {_one_line(e)}', leave)
   except jax.errors.JaxRuntimeError as e:
