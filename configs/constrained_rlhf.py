@@ -61,7 +61,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     period=20,  # iterations that the search has for each question
     tail=0.2,  # part of the run after the search, and part over which the last returns are averaged
   )
-  config.smoke = (('study.pretraining', 2), ('study.exploration', 6), ('train.steps', 6), ('study.every', 2), ('study.period', 2), ('study.rows', 8))
+  config.smoke = (('study.pretraining', 20), ('study.exploration', 6), ('train.steps', 6), ('study.every', 2), ('study.period', 2), ('study.rows', 8))
 
   config.seeds = (10, 11, 12, 13, 14)  # rates, bounds and schedules were chosen on others
   correlation = lambda rho: tuple((f'{name}.correlation', rho) for name in ('world', 'rewards.a', 'rewards.b', 'rewards.gold'))
