@@ -19,7 +19,7 @@ How to run it under `rmjax.training.step.make_step`: a part `multipliers` of the
 `multiplier_optimizer` as its optimiser; a loss term for each constraint, from `multiplier_loss`; thresholds are a part without an optimiser.
 `moves` gives the multipliers a delay. Gradient descent and ascent at once promises averaged iterates only: the last one may circle. Normalised columns
 make it worse where a policy can become certain: however few tokens still differ, they are worth a standard deviation, so that nothing slows it on its
-way there, and then nothing is left to learn from. Columns as they are (`Constraints.normalize`) settle, and weights are then in units of reward.
+way there, and then nothing is left to learn from. Columns as they are (`Constraints.normalize`) settled where those did not (docs/policy_optimization.md).
 
 Dimensions: B any leading ones, R rows, T length, C constraints, K = 1 + C columns.
 """
