@@ -39,7 +39,7 @@ def run(main: Callable[[], int | None]) -> None:
   try:
     app.run(start)
   except BadRecord as e:
-    _exit(1, f'error: {_one_line(e)}; bad_rows=lenient leaves such rows out', leave)
+    _exit(1, f'error: {_one_line(e)}{_leave_out()}', leave)
   except (InputError, Diverged, OSError) as e:
     _exit(1, f'error: {_one_line(e)}', leave)
   except jax.errors.JaxRuntimeError as e:
@@ -54,6 +54,14 @@ def run(main: Callable[[], int | None]) -> None:
 def _unraisable(what: Any) -> None:
   if str(what.exc_value) != 'Event loop is closed':  # each write of a save that failed already says so, after the loop that waited for it is gone
     sys.__unraisablehook__(what)
+
+
+def _leave_out() -> str:
+  """How this program is told to leave bad rows out; nothing where it cannot be."""
+  found = flags.FLAGS
+  config = found.config if 'config' in found else {}
+  option = 'bad_rows' if 'bad_rows' in found else 'config.data.bad_rows' if 'bad_rows' in config.get('data', {}) else ''
+  return f'; --{option}=lenient leaves such rows out' if option else ''
 
 
 def _one_line(e: Exception) -> str:

@@ -60,7 +60,7 @@ def test_log_probs_are_those_of_the_training_forward(family):
   for temperature in (1.0, 1.3, 0.0):
     batch, log_p, logits = both(decoder, params, temperature=temperature, allowed=None)
     # Moving every parameter by half a unit in its last place moves the forward's own log-probs by up to 1.7e-5 (of these families, 16 draws), and activations
-    # round as well. A column, a mask or an angle that is wrong is off by over 1e-3.
+    # round as well. A position or a mask that is off by one moves them by 3 and more.
     np.testing.assert_allclose(batch.labels['log_probs'], log_p, atol=3e-5)
     if temperature:
       np.testing.assert_array_equal(batch.labels['sampler_log_probs'], batch.labels['log_probs'])

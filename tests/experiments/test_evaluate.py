@@ -108,7 +108,7 @@ def test_the_command_prints_and_writes_all_of_it(reward_model, tmp_path):
   command = [sys.executable, '-m', 'experiments.evaluate', f'--checkpoint={reward_model}', f'--data={files}', '--length=128', f'--output={tmp_path}/out.json']
   done = subprocess.run(command, capture_output=True, text=True)
   assert done.returncode == 1 and 'pairs.jsonl:41' in done.stderr and len(done.stderr.strip().splitlines()) == 1
-  assert done.stderr.strip().endswith('bad_rows=lenient leaves such rows out')
+  assert done.stderr.strip().endswith('; --bad_rows=lenient leaves such rows out')
   assert not (tmp_path / 'out.json').exists()
   done = subprocess.run([*command, '--bad_rows=lenient'], capture_output=True, text=True)
   assert done.returncode == 0, done.stderr

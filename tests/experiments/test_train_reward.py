@@ -184,6 +184,14 @@ def test_the_command_line_says_one_line_and_fails(tmp_path, flag, message):
   assert process.returncode == 1 and message in line and 'Traceback' not in error
 
 
+def test_a_bad_row_says_how_to_leave_it_out(tmp_path):
+  (tmp_path / 'bad.jsonl').write_text('{"prompt": "w1", "chosen": "w1"}\n')
+  process = run(tmp_path / 'run', f'--config.data.train={tmp_path}/bad.jsonl', f'--config.data.eval={tmp_path}/bad.jsonl')
+  error = process.communicate(timeout=120)[1]
+  assert process.returncode == 1 and "bad.jsonl:1: column 'rejected': missing" in error
+  assert error.strip().endswith('; --config.data.bad_rows=lenient leaves such rows out')
+
+
 def test_sigterm_saves_and_says_so(tmp_path):
   process = run(tmp_path, '--config.train.steps=100000', '--config.train.save_every=0', '--config.train.eval_every=0')
   wait_for(lambda: (tmp_path / 'metrics.jsonl').exists() and (tmp_path / 'metrics.jsonl').read_text(), process)
